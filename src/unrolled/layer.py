@@ -1,0 +1,203 @@
+"""One LSTM layer over a whole sequence, with a parameter of its own for each gate."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import recurrence
+from .arguments import check_input, check_layer_state, check_masks
+from .recurrence import Scanned
+
+# The order in which parameters are registered and drawn: part of the state_dict's and the seeds' contract.
+_DRAWN = ("f", "i", "o", "g")
+# The order of the gate axis everywhere else.
+GATES = ("i", "f", "g", "o")
+
+
+class LayerGradients(NamedTuple):
+    """The total gradients of a loss in one layer, each [batch, time, hidden], later steps included.
+
+    `h` and `c`: dL/dh_t and dL/dc_t. `i`, `f`, `g`, `o`: with respect to the gates' pre-activations.
+    """
+
+    h: Tensor
+    c: Tensor
+    i: Tensor
+    f: Tensor
+    g: Tensor
+    o: Tensor
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerTrace:
+    """Everything one layer computed: `h`, `c` and the activated gates, each [batch, time, hidden].
+
+    `state` is (h, c) after each row's last valid step, each [batch, hidden]. All fields are differentiable.
+    """
+
+    h: Tensor
+    c: Tensor
+    i: Tensor
+    f: Tensor
+    g: Tensor
+    o: Tensor
+    state: tuple[Tensor, Tensor]
+    _scanned: Scanned
+    _w_h: Tensor
+    _resets: Tensor | None
+    _lengths: Tensor | None
+
+    def gradients(self, loss: Tensor) -> LayerGradients:
+        """The total gradients of the scalar `loss` in this layer; the graph is kept.
+
+        Raises RuntimeError if the trace was taken without gradients, or if `loss` does not depend on it.
+        """
+        return gradients((self,), loss)[0]
+
+    def __repr__(self) -> str:
+        rows, steps, hidden = self.h.shape
+        return f"LayerTrace(h, c, i, f, g, o: [{rows}, {steps}, {hidden}] {self.h.dtype})"
+
+
+def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradients, ...]:
+    """`LayerTrace.gradients` of several layers in one backward pass."""
+    if not all(trace.h.requires_grad for trace in layers):
+        raise RuntimeError(
+            "this trace was taken without gradients; take it outside torch.no_grad() and with parameters (or an input) "
+            "that require them"
+        )
+    if loss.numel() != 1:
+        raise ValueError(f"loss is {list(loss.shape)}, expected a scalar: loss.sum() or loss.mean()")
+    inputs = [[pre] if isinstance(pre := trace._scanned.pre, Tensor) else list(pre) for trace in layers]
+    wanted = [tensor for trace, pre in zip(layers, inputs, strict=True) for tensor in (trace.h, trace.c, *pre)]
+    grads = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    found = iter(torch.zeros_like(w) if grad is None else grad for w, grad in zip(wanted, grads, strict=True))
+    return tuple(
+        _totals(trace, next(found), next(found), [next(found) for _ in pre])
+        for trace, pre in zip(layers, inputs, strict=True)
+    )
+
+
+def _totals(trace: LayerTrace, grad_h: Tensor, grad_c: Tensor, grad_pre: list[Tensor]) -> LayerGradients:
+    scanned = trace._scanned
+    if isinstance(scanned.pre, Tensor):
+        (by_step,) = grad_pre
+    else:
+        by_step = torch.stack(grad_pre) if grad_pre else torch.zeros_like(scanned.gates.transpose(0, 1))
+    dh, dc, dpre = recurrence.total_gradients(
+        scanned, grad_h, grad_c, by_step, trace._w_h, trace._resets, trace._lengths
+    )
+    return LayerGradients(dh, dc, *dpre.unbind(2))
+
+
+class LSTMLayer(nn.Module):
+    """One layer: h **and** c of every step, and with `trace` the gates too.
+
+    Parameters, for each gate in `f`, `i`, `o`, `g`: `W_x*` [input, hidden], `W_h*` [hidden, hidden] (Xavier-uniform,
+    Glorot & Bengio 2010) and `b_*` [hidden] (zeros). The equations are in `unrolled.recurrence.reference`.
+    """
+
+    W_xf: nn.Parameter
+    W_hf: nn.Parameter
+    b_f: nn.Parameter
+    W_xi: nn.Parameter
+    W_hi: nn.Parameter
+    b_i: nn.Parameter
+    W_xo: nn.Parameter
+    W_ho: nn.Parameter
+    b_o: nn.Parameter
+    W_xg: nn.Parameter
+    W_hg: nn.Parameter
+    b_g: nn.Parameter
+
+    def __init__(
+        self,
+        input_dim: int,
+        hidden_dim: int,
+        *,
+        backend: str = "auto",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        if input_dim < 1 or hidden_dim < 1:
+            raise ValueError(f"input_dim={input_dim} and hidden_dim={hidden_dim} must both be at least 1")
+        recurrence.check_name(backend)
+        self.input_dim, self.hidden_dim, self.backend = input_dim, hidden_dim, backend
+        for gate in _DRAWN:
+            for name, shape in (
+                (f"W_x{gate}", (input_dim, hidden_dim)),
+                (f"W_h{gate}", (hidden_dim, hidden_dim)),
+                (f"b_{gate}", (hidden_dim,)),
+            ):
+                self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw every matrix anew and zero the biases."""
+        for gate in _DRAWN:
+            nn.init.xavier_uniform_(getattr(self, f"W_x{gate}"))
+            nn.init.xavier_uniform_(getattr(self, f"W_h{gate}"))
+            nn.init.zeros_(getattr(self, f"b_{gate}"))
+
+    def forward(
+        self,
+        x: Tensor,
+        h0: Tensor | None = None,
+        c0: Tensor | None = None,
+        *,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """h and c of every step, [batch, time, hidden] each.
+
+        `x`: floats [batch, time, input] or ids [batch, time]; `h0`, `c0` [batch, hidden], zeros if None; `resets` bool
+        [batch, time]: that row starts from zeros before that step; `lengths` [batch]: the row's valid steps, after
+        which h and c are 0. Raises TypeError, ValueError or IndexError for arguments that do not fit.
+        """
+        scanned, _, _ = self._scan(x, h0, c0, resets, lengths)
+        return scanned.h, scanned.c
+
+    def trace(
+        self,
+        x: Tensor,
+        h0: Tensor | None = None,
+        c0: Tensor | None = None,
+        *,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> LayerTrace:
+        """`forward`, opened: the same computation with its gates. The arguments are those of `forward`."""
+        scanned, initial, w_h = self._scan(x, h0, c0, resets, lengths)
+        state = tuple(
+            recurrence.last_step(steps, before, lengths)
+            for steps, before in zip((scanned.h, scanned.c), initial, strict=True)
+        )
+        i, f, g, o = scanned.gates.unbind(2)
+        return LayerTrace(scanned.h, scanned.c, i, f, g, o, (state[0], state[1]), scanned, w_h, resets, lengths)
+
+    def extra_repr(self) -> str:
+        backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
+        return f"{self.input_dim}, {self.hidden_dim}{backend}"
+
+    def _scan(
+        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Scanned, tuple[Tensor, Tensor], Tensor]:
+        like = self.b_f
+        rows = check_layer_state(h0, c0, self.hidden_dim, like)
+        check_input(x, self.input_dim, like, rows)
+        check_masks(x, resets, lengths)
+        if h0 is None or c0 is None:
+            h0 = torch.zeros(x.shape[0], self.hidden_dim, device=like.device, dtype=like.dtype)
+            c0 = torch.zeros_like(h0)
+        w_x, w_h, bias = (
+            torch.stack([getattr(self, f"{kind}{gate}") for gate in GATES], -2) for kind in ("W_x", "W_h", "b_")
+        )
+        h0, c0 = h0.to(like.dtype), c0.to(like.dtype)
+        scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, backend=self.backend)
+        return scanned, (h0, c0), w_h

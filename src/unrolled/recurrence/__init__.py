@@ -1,0 +1,143 @@
+"""One layer over time. Knows tensors, knows no modules; `scan` is the only door.
+
+Outside, sequences are [batch, time, ...]; inside they are [time, batch, ...], so that a step is one contiguous block.
+The transpose lives here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from . import portable, reference
+from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
+from .ranges import checked_range
+
+__all__ = [
+    "BackendUnavailable",
+    "Choice",
+    "Scanned",
+    "backends",
+    "check_name",
+    "last_step",
+    "scan",
+    "total_gradients",
+]
+
+
+class Scanned(NamedTuple):
+    """Everything one layer computed over a sequence.
+
+    `h`, `c` [B, T, H] and `gates` [B, T, 4, H] (i, f, g, o, activated) are what the caller sees; `pre` is the input's
+    share of the pre-activations, whose gradient is the total one: one tensor [T, B, 4, H], or with the reference T
+    tensors [B, 4, H].
+    """
+
+    h: Tensor
+    c: Tensor
+    gates: Tensor
+    pre: Tensor | tuple[Tensor, ...]
+
+
+def scan(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+) -> Scanned:
+    """Run one layer over `x` [B, T, I], or [B, T] integer ids, which stand for one-hot rows.
+
+    `w_x` [I, 4, H], `w_h` [H, 4, H], `bias` [4, H]; `h0`, `c0` [B, H]; `resets` bool [B, T]; `lengths` integers [B].
+    Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
+    range, BackendUnavailable where the backend cannot run the call.
+    """
+    steps = x.shape[1]
+    if lengths is not None:
+        lengths = checked_range(lengths, 0, steps, "lengths")
+        x = x.masked_fill(_ended(lengths, steps).reshape(x.shape[:2] + (1,) * (x.dim() - 2)), 0)
+    if x.dim() == 2:
+        x = checked_range(x, 0, w_x.shape[0] - 1, "ids")
+    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active()))
+    resets = None if resets is None else resets.t()
+    pre: Tensor | tuple[Tensor, ...]
+    if chosen == "reference":
+        pre = tuple(_inputs_step_by_step(x, w_x, bias, w_h.dtype))
+        h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths)
+    else:
+        pre = _inputs(x, w_x, bias, w_h.dtype)
+        h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths)
+    return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), pre)
+
+
+def last_step(sequence: Tensor, initial: Tensor, lengths: Tensor | None) -> Tensor:
+    """The last valid step [B, H] of `sequence` [B, T, H]; `initial` [B, H] where a row has none."""
+    if sequence.shape[1] == 0:
+        return initial
+    if lengths is None:
+        return sequence[:, -1]
+    index = (lengths.long() - 1).clamp(min=0).reshape(-1, 1, 1).expand(-1, 1, sequence.shape[2])
+    return torch.where((lengths == 0).unsqueeze(-1), initial, sequence.gather(1, index).squeeze(1))
+
+
+def total_gradients(
+    scanned: Scanned,
+    grad_h: Tensor,
+    grad_c: Tensor,
+    grad_pre: Tensor,
+    w_h: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """dL/dh_t [B, T, H], dL/dc_t [B, T, H] and dL/dpre_t [B, T, 4, H], later steps included.
+
+    `grad_h` and `grad_c` [B, T, H] are the explicit gradients of `scanned.h` and `scanned.c`; `grad_pre` [T, B, 4, H].
+    """
+    dh, dc = reference.total_gradients(
+        grad_h.transpose(0, 1),
+        grad_c.transpose(0, 1),
+        grad_pre,
+        w_h,
+        scanned.c.transpose(0, 1),
+        scanned.gates.transpose(0, 1),
+        None if resets is None else resets.t(),
+        lengths,
+    )
+    return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
+
+
+def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The input's share of every pre-activation, [T, B, 4, H]: one product for all steps, since none depends on h."""
+    rows, steps = x.shape[:2]
+    width, _, hidden = w_x.shape
+    if x.dim() == 2:
+        # Adding the bias to the table costs less than adding it to every step, and the table is a fresh copy anyway.
+        return F.embedding(x.t(), (w_x + bias).flatten(1)).unflatten(-1, (4, hidden))
+    flat = x.transpose(0, 1).reshape(steps * rows, width)
+    # Autocast makes this product low-precision; the recurrence stays in the weights' own dtype.
+    product = torch.addmm(bias.flatten(), flat, w_x.flatten(1)).to(dtype)
+    return product.reshape(steps, rows, 4, hidden)
+
+
+def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
+    """The same, one step at a time [B, 4, H]: a product's bits depend on its row count, so this is what makes a
+    sequence give the same bits wherever it is split."""
+    for t in range(x.shape[1]):
+        x_t = x[:, t]
+        if x.dim() == 2:
+            yield (w_x + bias)[x_t]
+        else:
+            yield torch.addmm(bias.flatten(), x_t, w_x.flatten(1)).to(dtype).unflatten(-1, w_x.shape[1:])
+
+
+def _ended(lengths: Tensor, steps: int) -> Tensor:
+    return torch.arange(steps, device=lengths.device) >= lengths.unsqueeze(-1)

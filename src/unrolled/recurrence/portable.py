@@ -1,0 +1,139 @@
+"""The fused recurrence in plain torch, for any device: in-place steps and manual backpropagation through time.
+
+Per step it makes one product and eight pointwise calls, all into buffers that were allocated once; the backward pass
+computes everything that does not depend on later steps for a block of steps at once, and leaves five calls to a step.
+The functions compute what `reference.scan` and `reference.scan_backward` define; names and order mirror them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from . import seam
+
+# Bytes of gates in one block of the backward pass: the block's seven buffers then stay within a 2 MiB cache.
+_BLOCK_BYTES = 512 * 1024
+
+
+def forward(
+    pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, rows, _, hidden = pre.shape
+    h, c = pre.new_empty(steps, rows, hidden), pre.new_empty(steps, rows, hidden)
+    gates = pre.new_empty(steps, rows, 4, hidden)
+    weight = w_h.reshape(hidden, 4 * hidden)
+    tanh_c = torch.empty_like(c0, memory_format=torch.contiguous_format)
+    # Views are made once for all steps: slicing inside the loop costs as much as the arithmetic at small sizes.
+    inputs = pre.reshape(steps, rows, 4 * hidden).unbind(0)
+    sums = gates.view(steps, rows, 4 * hidden).unbind(0)
+    i_and_f = gates[:, :, :2].unbind(0)
+    i, f, g, o = (gate.unbind(0) for gate in gates.unbind(2))
+    reset_at, ended_at = _where(resets), _where(_ended(steps, lengths))
+    h_before, c_before = h0, c0
+    for t, (h_t, c_t) in enumerate(zip(h.unbind(0), c.unbind(0), strict=True)):
+        if (mask := reset_at.get(t)) is not None:
+            h_before, c_before = h_before.masked_fill(mask, 0), c_before.masked_fill(mask, 0)
+        torch.addmm(inputs[t], h_before, weight, out=sums[t])
+        i_and_f[t].sigmoid_()
+        g[t].tanh_()
+        o[t].sigmoid_()
+        torch.mul(f[t], c_before, out=c_t).addcmul_(i[t], g[t])
+        torch.tanh(c_t, out=tanh_c)
+        torch.mul(o[t], tanh_c, out=h_t)
+        if (mask := ended_at.get(t)) is not None:
+            h_t.masked_fill_(mask, 0)
+            c_t.masked_fill_(mask, 0)
+            sums[t].masked_fill_(mask, 0)
+        h_before, c_before = h_t, c_t
+    return h, c, gates
+
+
+def backward(
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    grad_gates: Tensor | None,
+    w_h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, rows, hidden = c.shape
+    grad_pre = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    weight = w_h.reshape(hidden, 4 * hidden).t()
+    # Explicitly contiguous: c0 may be an expanded or transposed view, and both are written in place.
+    dh = torch.zeros_like(c0, memory_format=torch.contiguous_format)
+    dc = torch.zeros_like(dh)
+    sums = grad_pre.view(steps, rows, 4 * hidden).unbind(0)
+    f = gates[:, :, 1].unbind(0)
+    reset_at, ended_at = _where(resets), _where(_ended(steps, lengths))
+    block = max(1, _BLOCK_BYTES // max(1, rows * hidden * 4 * gates.element_size()))
+    for stop in range(steps, 0, -block):
+        start = max(0, stop - block)
+        through_tanh = _factors(grad_pre, c, gates, c0, resets, start, stop)
+        from_gates = None if grad_gates is None else _through_activations(grad_gates[start:stop], gates[start:stop])
+        for t in range(stop - 1, start - 1, -1):
+            if grad_h is not None:
+                dh += grad_h[t]
+            if grad_c is not None:
+                dc += grad_c[t]
+            dc.addcmul_(dh, through_tanh[t - start])
+            grad_pre[t, :, :3] *= dc.unsqueeze(1)
+            grad_pre[t, :, 3] *= dh
+            if from_gates is not None:
+                grad_pre[t] += from_gates[t - start]
+            dc *= f[t]
+            if (mask := ended_at.get(t)) is not None:
+                sums[t].masked_fill_(mask, 0)
+                dc.masked_fill_(mask, 0)
+            torch.mm(sums[t], weight, out=dh)
+            if (mask := reset_at.get(t)) is not None:
+                dh.masked_fill_(mask, 0)
+                dc.masked_fill_(mask, 0)
+    return grad_pre, dh, dc
+
+
+def _factors(
+    grad_pre: Tensor, c: Tensor, gates: Tensor, c0: Tensor, resets: Tensor | None, start: int, stop: int
+) -> Tensor:
+    """Fill `grad_pre[start:stop]` with d pre / d c_t (i, f, g) and d pre / d h_t (o); return d c_t / d h_t."""
+    i, f, g, o = gates[start:stop].unbind(2)
+    di, df, dg, do = grad_pre[start:stop].unbind(2)
+    tanh_c = c[start:stop].tanh()
+    c_before = c[start - 1 : stop - 1] if start else torch.cat([c0.unsqueeze(0), c[: stop - 1]])
+    if resets is not None:
+        c_before = c_before.masked_fill(resets[start:stop].unsqueeze(-1), 0)
+    aten = torch.ops.aten
+    aten.sigmoid_backward.grad_input(g, i, grad_input=di)
+    aten.sigmoid_backward.grad_input(c_before, f, grad_input=df)
+    aten.tanh_backward.grad_input(i, g, grad_input=dg)
+    aten.sigmoid_backward.grad_input(tanh_c, o, grad_input=do)
+    through_tanh: Tensor = aten.tanh_backward(o, tanh_c)
+    return through_tanh
+
+
+def _through_activations(grad_gates: Tensor, gates: Tensor) -> Tensor:
+    """The cotangents of the activated gates, taken to their pre-activations."""
+    through = torch.empty_like(gates)
+    aten = torch.ops.aten
+    aten.sigmoid_backward.grad_input(grad_gates[:, :, :2], gates[:, :, :2], grad_input=through[:, :, :2])
+    aten.tanh_backward.grad_input(grad_gates[:, :, 2], gates[:, :, 2], grad_input=through[:, :, 2])
+    aten.sigmoid_backward.grad_input(grad_gates[:, :, 3], gates[:, :, 3], grad_input=through[:, :, 3])
+    return through
+
+
+def _ended(steps: int, lengths: Tensor | None) -> Tensor | None:
+    """Bool [T, B]: the steps at or after each row's length."""
+    return None if lengths is None else lengths <= torch.arange(steps, device=lengths.device).unsqueeze(-1)
+
+
+def _where(mask: Tensor | None) -> dict[int, Tensor]:
+    """The steps at which any row of a bool [T, B] is set, each with its rows as [B, 1]: other steps cost nothing."""
+    if mask is None:
+        return {}
+    return {t: mask[t].unsqueeze(-1) for t, any_row in enumerate(mask.any(1).tolist()) if any_row}
+
+
+scan = seam.operator("portable", forward, backward)

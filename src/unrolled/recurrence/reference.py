@@ -1,0 +1,152 @@
+"""The equations of the LSTM, step by step, in plain torch: the definition that every other backend is tested against.
+
+With [batch, gate, hidden] pre-activations, the gate axis in the order i, f, g, o:
+
+    pre_t = x_t W_x + b + h_{t-1} W_h
+    i, f, o = sigmoid(pre_i), sigmoid(pre_f), sigmoid(pre_o);   g = tanh(pre_g)
+    c_t = f * c_{t-1} + i * g
+    h_t = o * tanh(c_t)
+
+Hochreiter & Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; the forget gate f is from Gers,
+Schmidhuber & Cummins, "Learning to Forget: Continual Prediction with LSTM", Neural Computation 12(10), 2000.
+
+Everything here is out of place and differentiable to any order, forward mode included, in any floating dtype.
+Masks select, they never multiply: 0 * NaN is NaN, and one bad row must not spoil what follows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+
+def step(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the cell: `pre` [..., 4, H] and c_{t-1} [..., H] to h_t, c_t and the activated gates [..., 4, H]."""
+    i, f, g, o = pre.unbind(-2)
+    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
+    c = f * c + i * g
+    h = o * c.tanh()
+    return h, c, torch.stack([i, f, g, o], -2)
+
+
+def scan(
+    inputs: Iterable[Tensor], w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H].
+
+    `inputs` yields x_t W_x + b, [B, 4, H], once for each step; `w_h` [H, 4, H]; `h0`, `c0` [B, H]; `resets` bool
+    [T, B]: the row starts from zeros before that step; `lengths` int64 [B]: from that step on the row is zero.
+    """
+    h, c = h0, c0
+    hs, cs, gates = [], [], []
+    for t, from_input in enumerate(inputs):
+        if resets is not None:
+            h, c = _zero(h, resets[t]), _zero(c, resets[t])
+        pre = from_input + (h @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
+        h, c, gate = step(pre, c)
+        if lengths is not None:
+            ended = lengths <= t
+            h, c, gate = _zero(h, ended), _zero(c, ended), _zero(gate, ended)
+        hs.append(h)
+        cs.append(c)
+        gates.append(gate)
+    if not hs:
+        rows, width = h0.shape
+        return h0.new_empty(0, rows, width), c0.new_empty(0, rows, width), h0.new_empty(0, rows, 4, width)
+    return torch.stack(hs), torch.stack(cs), torch.stack(gates)
+
+
+def scan_backward(
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    grad_gates: Tensor | None,
+    w_h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0 and of c0.
+
+    `grad_h`, `grad_c` and `grad_gates` are the cotangents of what `scan` returned (None is zeros). The gradients of the
+    weights are products of these results with x and h, taken once for all steps.
+    """
+    grad_h = torch.zeros_like(c) if grad_h is None else grad_h
+    grad_c = torch.zeros_like(c) if grad_c is None else grad_c
+    grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
+    dh, dc = torch.zeros_like(c0), torch.zeros_like(c0)
+    dpres = []
+    for t in reversed(range(c.shape[0])):
+        i, f, g, o = gates[t].unbind(-2)
+        di, df, dg, do = grad_gates[t].unbind(-2)
+        c_before = c[t - 1] if t else c0
+        if resets is not None:
+            c_before = _zero(c_before, resets[t])
+        tanh_c = c[t].tanh()
+
+        dh = dh + grad_h[t]
+        dc = dc + grad_c[t] + dh * o * (1 - tanh_c * tanh_c)
+        dpre = torch.stack(
+            [
+                (di + dc * g) * i * (1 - i),
+                (df + dc * c_before) * f * (1 - f),
+                (dg + dc * i) * (1 - g * g),
+                (do + dh * tanh_c) * o * (1 - o),
+            ],
+            -2,
+        )
+        dc = dc * f
+        if lengths is not None:
+            ended = lengths <= t
+            dpre, dc = _zero(dpre, ended), _zero(dc, ended)
+        dh = dpre.flatten(-2) @ w_h.flatten(1).mT
+        if resets is not None:
+            dh, dc = _zero(dh, resets[t]), _zero(dc, resets[t])
+        dpres.append(dpre)
+    if not dpres:
+        return torch.zeros_like(gates), dh, dc
+    return torch.stack(dpres[::-1]), dh, dc
+
+
+def total_gradients(
+    grad_h: Tensor,
+    grad_c: Tensor,
+    grad_pre: Tensor,
+    w_h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """dL/dh_t and dL/dc_t through every path, [T, B, H] each.
+
+    `grad_h` and `grad_c` are the explicit parts (the uses of h and c outside the recurrence), `grad_pre` [T, B, 4, H]
+    the total gradient of the pre-activations, which `scan_backward` returns.
+    """
+    steps = c.shape[0]
+    later = grad_pre.flatten(-2) @ w_h.flatten(1).mT
+    if resets is not None:
+        later = _zero(later, resets)
+    dh = grad_h + torch.cat([later, torch.zeros_like(later[:1])])[1:]
+    ended = None if lengths is None else lengths <= torch.arange(steps, device=c.device).unsqueeze(-1)
+    if ended is not None:
+        dh, grad_c = _zero(dh, ended), _zero(grad_c, ended)
+    tanh_c = c.tanh()
+    through_h = dh * gates[:, :, 3] * (1 - tanh_c * tanh_c)
+    dcs: list[Tensor] = []
+    carried = torch.zeros_like(c[0]) if steps else None
+    for t in reversed(range(steps)):
+        dc = carried + grad_c[t] + through_h[t]
+        dcs.append(dc)
+        carried = dc * gates[t, :, 1]
+        if resets is not None:
+            carried = _zero(carried, resets[t])
+    return dh, torch.stack(dcs[::-1]) if dcs else torch.zeros_like(c)
+
+
+def _zero(values: Tensor, rows: Tensor) -> Tensor:
+    """`values` with the chosen rows (leading axes) set to 0, whatever they held; their gradient is exactly 0."""
+    return values.masked_fill(rows.reshape(rows.shape + (1,) * (values.dim() - rows.dim())), 0)

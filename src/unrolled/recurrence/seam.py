@@ -1,0 +1,222 @@
+"""The seam between an opaque kernel and autograd: from a forward and a backward function to a differentiable operator.
+
+A kernel is narrow: pre-activations of the input, recurrent weights, state and masks in; h, c and gates out. Products
+with x, biases, dropout and the weights' gradients are plain torch around it, so that transforms, autocast and
+parametrisations reach them for free.
+
+Two forms of each operator are needed. Compiled and exported graphs take the registered operator with
+`register_autograd`, which `torch.func` transforms refuse. Eager code takes an `autograd.Function` with a `vmap` rule,
+which Dynamo would trace into. Neither has a forward-mode rule: a Function's own `jvp` loses nested tangents, so
+`choose` sends forward mode to the reference before it can get here.
+
+The backward pass is itself an operator whose derivative is that of the reference's hand-written backward pass, so every
+order is exact, and nothing is detached or recomputed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+
+Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+
+_LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
+_INPUTS = "Tensor pre, Tensor w_h, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths"
+_BACKWARD_INPUTS = (
+    "Tensor? grad_h, Tensor? grad_c, Tensor? grad_gates, Tensor w_h, Tensor c, Tensor gates, Tensor c0, "
+    "Tensor? resets, Tensor? lengths"
+)
+# Where the batch axis of each argument and result lies; None marks the weights, which have none.
+_ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
+_BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0)
+
+_STALE = (
+    "the backward pass reached a window whose graph is already gone: the state that was carried into this window still "
+    "hangs on the one before. Detach it between windows: state = state.detach() (for a layer: h0.detach(), c0.detach())"
+)
+
+
+def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
+    """Register `unrolled::<name>` and `unrolled::<name>_backward`; return the function to call.
+
+    `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
+    [T, B, 4, H]) and `reference.scan_backward`. They may write only into memory that they allocate.
+    """
+    scan_op = _register(name, _INPUTS, forward, _like_scan)
+    backward_op = _register(f"{name}_backward", _BACKWARD_INPUTS, backward, _like_backward)
+
+    class Backward(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return backward_op(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            ctx.save_for_backward(*inputs)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return _second_order(ctx.saved_tensors, grads)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+            return _map(Backward.apply, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT, info.batch_size, in_dims, args)
+
+    class Forward(torch.autograd.Function):
+        @staticmethod
+        def forward(*args: Any) -> Any:
+            return scan_op(*args)
+
+        @staticmethod
+        def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+            _save(ctx, inputs, output)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: Any) -> Any:
+            return _first_order(Backward.apply, ctx, grads)
+
+        @staticmethod
+        def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+            return _map(Forward.apply, _ROWS_IN, _ROWS_OUT, info.batch_size, in_dims, args)
+
+    torch.library.register_autograd(
+        f"unrolled::{name}", lambda ctx, *grads: _first_order(backward_op, ctx, grads), setup_context=_setup
+    )
+    torch.library.register_autograd(
+        f"unrolled::{name}_backward",
+        lambda ctx, *grads: _second_order(ctx.saved_tensors, grads),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+
+    def scan(
+        pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        run = scan_op if torch.compiler.is_compiling() else Forward.apply
+        h, c, gates = run(pre, w_h, h0, c0, resets, lengths)
+        return h, c, gates
+
+    return scan
+
+
+def _register(name: str, inputs: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+    _LIBRARY.define(f"{name}({inputs}) -> (Tensor, Tensor, Tensor)")
+    _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"unrolled::{name}", fake, lib=_LIBRARY)
+    registered: Callable[..., Any] = getattr(torch.ops.unrolled, name).default
+    return registered
+
+
+def _like_scan(
+    pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    steps, rows, _, hidden = pre.shape
+    new = pre.new_empty
+    return new(steps, rows, hidden), new(steps, rows, hidden), new(steps, rows, 4, hidden)
+
+
+def _like_backward(
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    grad_gates: Tensor | None,
+    w_h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return gates.new_empty(gates.shape), c0.new_empty(c0.shape), c0.new_empty(c0.shape)
+
+
+def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -> None:
+    # Cotangents stay None where the loss does not use that output: a loss on h alone allocates nothing for c and gates.
+    ctx.set_materialize_grads(False)
+    _, *kept = inputs
+    ctx.save_for_backward(*kept, *output)
+
+
+def _setup(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -> None:
+    _save(ctx, inputs, output)
+
+
+def _first_order(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """Gradients of pre, w_h, h0, c0 (and None for the masks) from the cotangents of h, c and gates."""
+    w_h, h0, c0, resets, lengths, h, c, gates = _saved(ctx)
+    if all(grad is None for grad in grads):
+        return (None,) * 6
+    grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths)
+    steps, rows, hidden = h.shape
+    h_before = torch.cat([h0.unsqueeze(0), h])[:-1]
+    if resets is not None:
+        h_before = h_before.masked_fill(resets.unsqueeze(-1), 0)
+    if lengths is not None:
+        ended = lengths <= torch.arange(steps, device=h.device).unsqueeze(-1)
+        h_before = h_before.masked_fill(ended.unsqueeze(-1), 0)
+    grad_w_h = h_before.reshape(steps * rows, hidden).mT @ grad_pre.reshape(steps * rows, 4 * hidden)
+    return grad_pre, grad_w_h.reshape(hidden, 4, hidden), grad_h0, grad_c0, None, None
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    try:
+        saved: tuple[Any, ...] = ctx.saved_tensors
+    except RuntimeError as error:
+        if "second time" in str(error):
+            raise RuntimeError(_STALE) from error
+        raise
+    return saved
+
+
+def _second_order(saved: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The vector-Jacobian product of the reference's backward pass, for the arguments that were given."""
+    *floats, resets, lengths = saved
+    given = [k for k, value in enumerate(floats) if value is not None]
+
+    def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        arguments = list(floats)
+        for k, value in zip(given, values, strict=True):
+            arguments[k] = value
+        return reference.scan_backward(*arguments, resets, lengths)  # type: ignore[arg-type]
+
+    products = torch.func.vjp(at, *[floats[k] for k in given])[1](tuple(grads))
+    by_position = dict(zip(given, products, strict=True))
+    return (*[by_position.get(k) for k in range(len(floats))], None, None)
+
+
+def _map(
+    function: Callable[..., Any],
+    rows_in: Sequence[int | None],
+    rows_out: Sequence[int],
+    size: int,
+    in_dims: Sequence[int | None],
+    args: Sequence[Tensor | None],
+) -> tuple[Any, Any]:
+    """The vmap rule: mapped rows join the batch; mapped weights (an ensemble) take one call for each member."""
+    if in_dims[rows_in.index(None)] is None:
+        folded = [_fold(value, dim, axis, size) for value, dim, axis in zip(args, in_dims, rows_in, strict=True)]
+        results = function(*folded)
+        return tuple(
+            result.unflatten(axis, (size, result.shape[axis] // size))
+            for result, axis in zip(results, rows_out, strict=True)
+        ), tuple(rows_out)
+    members = [
+        function(*[v if v is None or d is None else v.select(d, k) for v, d in zip(args, in_dims, strict=True)])
+        for k in range(size)
+    ]
+    return tuple(torch.stack(results) for results in zip(*members, strict=True)), (0,) * len(rows_out)
+
+
+def _fold(value: Tensor | None, dim: int | None, axis: int | None, size: int) -> Tensor | None:
+    """`value` with its mapped axis (or, where it has none, `size` copies) merged into its batch axis."""
+    if value is None or axis is None:
+        return value
+    if dim is None:
+        value = value.unsqueeze(axis).expand(*value.shape[:axis], size, *value.shape[axis:])
+    else:
+        value = value.movedim(dim, axis)
+    return value.flatten(axis, axis + 1)
