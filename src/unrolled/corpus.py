@@ -214,7 +214,7 @@ def _shares(split: Sequence[float], *, with_val: bool) -> dict[str, Fraction]:
     if with_val and tuple(split) == DEFAULT_SPLIT:
         split = (1.0,)
     names = ("train", "test") if with_val else ("train", "val", "test")
-    usage = f"{' and '.join(names)} as in " + ("--split 0.9,0.1" if with_val else "--split 0.9,0.05,0.05")
+    usage = f"{', '.join(names)} as in " + ("--split 0.9,0.1" if with_val else "--split 0.9,0.05,0.05")
     got = ",".join(f"{share:g}" for share in split)
     if not 1 <= len(split) <= len(names):
         raise CorpusError(f"split has {len(split)} numbers ({got}); write one to {len(names)} shares, {usage}")
@@ -226,6 +226,8 @@ def _shares(split: Sequence[float], *, with_val: bool) -> dict[str, Fraction]:
 
 
 def _parts(whole: Split, shares: dict[str, Fraction], *, bytewise: bool) -> dict[str, Split]:
+    if len(whole) < 2:
+        raise CorpusError("the text is too short: it holds 1 token, and at least 2 are needed; pass a longer text")
     tokens, parts, begin, total = len(whole), dict[str, Split](), 0, Fraction(0)
     for name, share in shares.items():
         total += share
@@ -233,7 +235,8 @@ def _parts(whole: Split, shares: dict[str, Fraction], *, bytewise: bool) -> dict
         if bytewise:
             end = _character_start(whole.ids, end)
         if end - begin < 2:
-            enough = math.ceil((6 if bytewise else 3) / share)
+            # Rounding takes less than one token of a part; keeping a character whole takes up to three bytes.
+            enough = math.ceil((5 if bytewise else 2) / min(shares.values()))
             raise CorpusError(
                 f"the text is too short: of its {tokens} tokens the {name} share ({float(share):g}) gets {end - begin}, "
                 f"and at least 2 are needed; pass a longer text ({enough} tokens are enough), give {name} a larger "

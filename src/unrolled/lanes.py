@@ -91,9 +91,9 @@ def _too_short(tokens: int, lanes: int, window: int) -> str:
         advice.append(f"lanes={tokens // window - 1} with window={window}")
     if tokens // (lanes + 1) >= 1:
         advice.append(f"window={tokens // (lanes + 1)} with lanes={lanes}")
-    if not advice:
-        advice.append(f"lanes=1 with window={tokens // 2}" if tokens > 1 else "a text of two tokens or more")
+    if not advice and tokens > 1:
+        advice.append(f"lanes=1 with window={tokens // 2}")
     return (
         f"the text is too short: it holds {tokens} tokens, and {lanes} lanes of {window}-token windows take at least "
-        f"{(lanes + 1) * window}; use {' or '.join(advice)}, or a longer text"
+        f"{(lanes + 1) * window}; use {' or '.join(advice) + ', or ' if advice else ''}a longer text"
     )
