@@ -151,15 +151,27 @@ def _first_order(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor 
     if all(grad is None for grad in grads):
         return (None,) * 6
     grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths)
+    grad_w_h = _grad_recurrent_weights(h0, h, grad_pre, resets, lengths)
+    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None
+
+
+def _grad_recurrent_weights(
+    h0: Tensor, h: Tensor, grad_pre: Tensor, resets: Tensor | None, lengths: Tensor | None
+) -> Tensor:
+    """The sum over all steps of h_{t-1}^T dpre_t, [H, 4, H], as one product."""
     steps, rows, hidden = h.shape
-    h_before = torch.cat([h0.unsqueeze(0), h])[:-1]
+    before, dpre = h[:-1], grad_pre.flatten(-2)
     if resets is not None:
-        h_before = h_before.masked_fill(resets.unsqueeze(-1), 0)
+        before = before.masked_fill(resets[1:].unsqueeze(-1), 0)
+        h0 = h0.masked_fill(resets[:1].any(0).unsqueeze(-1), 0)
     if lengths is not None:
-        ended = lengths <= torch.arange(steps, device=h.device).unsqueeze(-1)
-        h_before = h_before.masked_fill(ended.unsqueeze(-1), 0)
-    grad_w_h = h_before.reshape(steps * rows, hidden).mT @ grad_pre.reshape(steps * rows, 4 * hidden)
-    return grad_pre, grad_w_h.reshape(hidden, 4, hidden), grad_h0, grad_c0, None, None
+        h0 = h0.masked_fill((lengths == 0).unsqueeze(-1), 0)
+        ended = lengths <= torch.arange(steps, device=h.device)[1:].unsqueeze(-1)
+        before = before.masked_fill(ended.unsqueeze(-1), 0)
+    # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
+    first = h0.mT @ dpre[:1].sum(0)
+    rest = before.reshape(-1, hidden).mT @ dpre[1:].reshape(-1, 4 * hidden)
+    return (first + rest).unflatten(-1, (4, hidden))
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
