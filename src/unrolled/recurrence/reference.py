@@ -53,8 +53,9 @@ def scan(
         cs.append(c)
         gates.append(gate)
     if not hs:
-        rows, width = h0.shape
-        return h0.new_empty(0, rows, width), c0.new_empty(0, rows, width), h0.new_empty(0, rows, 4, width)
+        # Empty, but hanging on the graph: a loss over no steps still has a backward pass.
+        h, c = h0.unsqueeze(0)[:0], c0.unsqueeze(0)[:0]
+        return h, c, h.unsqueeze(2).expand(-1, -1, 4, -1)
     return torch.stack(hs), torch.stack(cs), torch.stack(gates)
 
 

@@ -1,0 +1,116 @@
+"""The grid of calls on which every backend is compared with the reference: sizes, masks, ids, one recipe for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from unrolled.recurrence import scan
+
+FLOATS = ("x", "w_x", "w_h", "bias", "h0", "c0")
+OUTPUTS = ("h", "c", "gates")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call of `scan`: float64 arguments, masks, and a random cotangent for each output."""
+
+    name: str
+    floats: dict[str, Tensor]
+    cotangents: dict[str, Tensor]
+    ids: Tensor | None = None
+    resets: Tensor | None = None
+    lengths: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Shape:
+    rows: int
+    steps: int
+    width: int
+    hidden: int
+    masks: tuple[str, ...] = field(default=())
+
+    @property
+    def name(self) -> str:
+        return "-".join([f"{self.rows}x{self.steps}x{self.width}x{self.hidden}", *self.masks])
+
+
+SHAPES = (
+    Shape(1, 1, 1, 1),
+    Shape(2, 3, 4, 5),
+    Shape(3, 17, 5, 7),
+    Shape(1, 40, 3, 16),
+    Shape(5, 1, 9, 33),
+    Shape(17, 12, 31, 65),
+    # One block of portable's backward pass holds 8 of these steps: several blocks, the first one short.
+    Shape(32, 19, 8, 128),
+    Shape(0, 4, 3, 5),
+    Shape(3, 0, 3, 5),
+    Shape(0, 0, 2, 2),
+    Shape(3, 17, 5, 7, ("resets",)),
+    Shape(3, 17, 5, 7, ("lengths",)),
+    Shape(6, 23, 3, 9, ("resets", "lengths")),
+    Shape(6, 23, 11, 9, ("ids", "resets", "lengths")),
+    Shape(4, 9, 300, 8, ("ids",)),
+    Shape(4, 9, 3, 8, ("all ended",)),
+    Shape(4, 9, 3, 8, ("all reset",)),
+    Shape(3, 0, 3, 5, ("resets", "lengths")),
+    Shape(0, 4, 3, 5, ("resets", "lengths")),
+)
+
+
+def make(shape: Shape, seed: int = 0) -> Case:
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int, scale: float = 1.0) -> Tensor:
+        return scale * torch.randn(size, generator=generator, dtype=torch.float64)
+
+    rows, steps, width, hidden = shape.rows, shape.steps, shape.width, shape.hidden
+    floats = {
+        "w_x": normal(width, 4, hidden, scale=width**-0.5),
+        "w_h": normal(hidden, 4, hidden, scale=hidden**-0.5),
+        "bias": normal(4, hidden, scale=0.3),
+        "h0": normal(rows, hidden).tanh(),
+        "c0": normal(rows, hidden),
+    }
+    ids = None
+    if "ids" in shape.masks:
+        ids = torch.randint(width, (rows, steps), generator=generator)
+    else:
+        floats["x"] = normal(rows, steps, width)
+    resets = lengths = None
+    if "resets" in shape.masks:
+        resets = torch.rand(rows, steps, generator=generator) < 0.2
+    if "all reset" in shape.masks:
+        resets = torch.ones(rows, steps, dtype=torch.bool)
+    if "lengths" in shape.masks:
+        lengths = torch.randint(steps + 1, (rows,), generator=generator)
+        lengths[:2] = torch.tensor([0, steps])[: lengths[:2].numel()]
+    if "all ended" in shape.masks:
+        lengths = torch.zeros(rows, dtype=torch.int64)
+    cotangents = {
+        "h": normal(rows, steps, hidden),
+        "c": normal(rows, steps, hidden),
+        "gates": normal(rows, steps, 4, hidden),
+    }
+    return Case(shape.name, floats, cotangents, ids, resets, lengths)
+
+
+def run(
+    backend: str, case: Case, dtype: torch.dtype, outputs: tuple[str, ...] = OUTPUTS
+) -> dict[str, Tensor]:
+    """Outputs and every gradient of a call, with the loss made of the named outputs and their cotangents."""
+    floats = {name: value.to(dtype).requires_grad_() for name, value in case.floats.items()}
+    arguments = dict(floats)
+    x = arguments.pop("x", case.ids)
+    assert x is not None
+    scanned = scan(x, **arguments, resets=case.resets, lengths=case.lengths, backend=backend)
+    results = {name: getattr(scanned, name) for name in OUTPUTS}
+    loss = sum((results[name] * case.cotangents[name].to(dtype)).sum() for name in outputs)
+    grads = torch.autograd.grad(loss, list(floats.values()), allow_unused=True)
+    for (name, value), grad in zip(floats.items(), grads, strict=True):
+        results[f"grad {name}"] = torch.zeros_like(value) if grad is None else grad
+    return {name: value.detach() for name, value in results.items()}
