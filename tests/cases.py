@@ -99,9 +99,7 @@ def make(shape: Shape, seed: int = 0) -> Case:
     return Case(shape.name, floats, cotangents, ids, resets, lengths)
 
 
-def run(
-    backend: str, case: Case, dtype: torch.dtype, outputs: tuple[str, ...] = OUTPUTS
-) -> dict[str, Tensor]:
+def run(backend: str, case: Case, dtype: torch.dtype, outputs: tuple[str, ...] = OUTPUTS) -> dict[str, Tensor]:
     """Outputs and every gradient of a call, with the loss made of the named outputs and their cotangents."""
     floats = {name: value.to(dtype).requires_grad_() for name, value in case.floats.items()}
     arguments = dict(floats)

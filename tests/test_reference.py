@@ -51,9 +51,7 @@ def test_hand_written_backward_equals_autograd(shape: Shape) -> None:
     cotangents = [case.cotangents[name].transpose(0, 1) for name in OUTPUTS]
     loss = sum((out * cot).sum() for out, cot in zip((h, c, gates), cotangents, strict=True))
     expected = torch.autograd.grad(loss, (pre, h0, c0), allow_unused=True)
-    got = reference.scan_backward(
-        *cotangents, w_h, c.detach(), gates.detach(), c0.detach(), resets, case.lengths
-    )
+    got = reference.scan_backward(*cotangents, w_h, c.detach(), gates.detach(), c0.detach(), resets, case.lengths)
     for name, ours, theirs, like in zip(("pre", "h0", "c0"), got, expected, (pre, h0, c0), strict=True):
         theirs = torch.zeros_like(like) if theirs is None else theirs
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13, msg=name)
@@ -82,9 +80,7 @@ def test_gradients_by_finite_differences() -> None:
 
     def function(*floats: torch.Tensor) -> tuple[torch.Tensor, ...]:
         arguments = dict(zip(names, floats, strict=True))
-        scanned = scan(
-            arguments.pop("x"), **arguments, resets=case.resets, lengths=case.lengths, backend="reference"
-        )
+        scanned = scan(arguments.pop("x"), **arguments, resets=case.resets, lengths=case.lengths, backend="reference")
         return scanned.h, scanned.c, scanned.gates
 
     inputs = [case.floats[name].clone().requires_grad_() for name in names]
@@ -99,7 +95,9 @@ def test_any_float_dtype(dtype: torch.dtype) -> None:
     for name, value in plain.items():
         assert value.dtype == dtype
         # Five steps of sums over six terms: some 40 roundings, each relative to values of order 1 to 10.
-        assert (value.double() - exact[name]).abs().max() <= 100 * torch.finfo(dtype).eps * (1 + exact[name].abs().max())
+        assert (value.double() - exact[name]).abs().max() <= 100 * torch.finfo(dtype).eps * (
+            1 + exact[name].abs().max()
+        )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
@@ -109,7 +107,8 @@ def test_splitting_anywhere_gives_the_same_bits(dtype: torch.dtype, ids: bool) -
     case = make(shape)
     floats = {name: value.to(dtype) for name, value in case.floats.items()}
     x = floats.pop("x", case.ids)
-    assert x is not None and case.resets is not None
+    assert x is not None
+    assert case.resets is not None
     whole = scan(x, **floats, resets=case.resets, backend="reference")
     for cut in range(1, shape.steps):
         first = scan(x[:, :cut], **floats, resets=case.resets[:, :cut], backend="reference")

@@ -110,8 +110,8 @@ def test_unseen_error_names_the_character_and_the_way_out() -> None:
         CharTokenizer("abc?").encode("ab\u00e9c\u20ac")
     assert str(caught.value) == (
         "character 'é' (U+00E9) at position 2 is not among the 4 symbols of this tokenizer; "
-        "CharTokenizer(symbols, unseen=\"skip\") leaves such characters out, unseen='?' (or any other symbol) puts that "
-        "one in their place, and ByteTokenizer (--tokens byte) knows every text"
+        "CharTokenizer(symbols, unseen=\"skip\") leaves such characters out, unseen='?' (or any other symbol) puts "
+        "that one in their place, and ByteTokenizer (--tokens byte) knows every text"
     )
 
 

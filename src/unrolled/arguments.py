@@ -1,4 +1,4 @@
-"""What a call may look like: ranks, widths, dtypes and devices, and for each mistake a sentence that says what to write.
+"""What a call may look like: ranks, widths, dtypes, devices; for each mistake a sentence that says what to write.
 
 Values (the ranges of ids and lengths) are checked inside the recurrence, where they also can be under vmap.
 """

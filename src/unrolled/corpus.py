@@ -131,7 +131,7 @@ def read_corpus(
 
 
 def builtin_text() -> str:
-    """The language reference that CPython carries for `help()`: English prose and code, about 465,000 characters in 3.11.
+    """The language reference that CPython carries for `help()`: prose and code, about 465,000 characters in 3.11.
 
     Its topics in alphabetical order, one document. Raises CorpusError where the interpreter came without it.
     """
@@ -238,8 +238,8 @@ def _parts(whole: Split, shares: dict[str, Fraction], *, bytewise: bool) -> dict
             # Rounding takes less than one token of a part; keeping a character whole takes up to three bytes.
             enough = math.ceil((5 if bytewise else 2) / min(shares.values()))
             raise CorpusError(
-                f"the text is too short: of its {tokens} tokens the {name} share ({float(share):g}) gets {end - begin}, "
-                f"and at least 2 are needed; pass a longer text ({enough} tokens are enough), give {name} a larger "
+                f"the text is too short: of its {tokens} tokens the {name} share ({float(share):g}) gets "
+                f"{end - begin}, and at least 2 are needed; pass a longer text ({enough} tokens are enough), give {name} a larger "
                 "share, or use all of the text for training: --split 1"
             )
         inside = whole.starts[(whole.starts > begin) & (whole.starts < end)]

@@ -52,7 +52,7 @@ class MultiLayerLSTM(nn.Module):
         num_layers: int = 1,
         dropout: float = 0.0,
         *,
-        output_dim: int | None | Literal["input"] = "input",
+        output_dim: int | Literal["input"] | None = "input",
         backend: str = "auto",
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,

@@ -81,8 +81,8 @@ class ByteTokenizer:
                 text = text.encode("utf-8", "surrogateescape")
             except UnicodeEncodeError as error:
                 raise TokenizerError(
-                    f"character {_named(error.object[error.start])} at position {error.start} is a lone surrogate, which stands "
-                    "for no text and no bytes; remove it, or pass the text as bytes"
+                    f"character {_named(error.object[error.start])} at position {error.start} is a lone "
+                    "surrogate, which stands for no text and no bytes; remove it, or pass the text as bytes"
                 ) from None
         return np.frombuffer(text, dtype=np.uint8).copy()
 
@@ -151,8 +151,8 @@ class CharTokenizer:
                 text = text.decode("utf-8")
             except UnicodeDecodeError as error:
                 raise TokenizerError(
-                    f"byte 0x{text[error.start]:02X} at position {error.start} isn't UTF-8; pass a str that was decoded "
-                    "from the right encoding, or use ByteTokenizer, which takes any bytes"
+                    f"byte 0x{text[error.start]:02X} at position {error.start} isn't UTF-8; pass a str that was "
+                    "decoded from the right encoding, or use ByteTokenizer, which takes any bytes"
                 ) from None
         ids = self._ids_by_code[np.minimum(_codes(text), self._ids_by_code.size - 1)]
         if self.unseen == "skip":

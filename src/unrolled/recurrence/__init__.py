@@ -121,7 +121,7 @@ def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
     width, _, hidden = w_x.shape
     if x.dim() == 2:
         # Adding the bias to the table costs less than adding it to every step, and the table is a fresh copy anyway.
-        return F.embedding(x.t(), (w_x + bias).flatten(1)).unflatten(-1, (4, hidden))
+        return F.embedding(x.t(), (w_x + bias).flatten(1)).reshape(steps, rows, 4, hidden)
     flat = x.transpose(0, 1).reshape(steps * rows, width)
     # Autocast makes this product low-precision; the recurrence stays in the weights' own dtype.
     product = torch.addmm(bias.flatten(), flat, w_x.flatten(1)).to(dtype)
@@ -129,8 +129,10 @@ def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The same, one step at a time [B, 4, H]: a product's bits depend on its row count, so this is what makes a
-    sequence give the same bits wherever it is split."""
+    """The same, one step at a time, [B, 4, H].
+
+    A product's bits depend on its row count, so this is what makes a sequence give the same bits wherever it is split.
+    """
     for t in range(x.shape[1]):
         x_t = x[:, t]
         if x.dim() == 2:

@@ -24,8 +24,10 @@ _ADVICE = {
 
 
 def checked_range(values: Tensor, low: int, high: int, what: str) -> Tensor:
-    """A copy of `values` as int64. Raises IndexError (what="ids") or ValueError (what="lengths") if one is outside
-    low..high, both included."""
+    """A copy of `values` as int64, all of which lie in low..high, both included.
+
+    Raises IndexError (what="ids") or ValueError (what="lengths") otherwise.
+    """
     checked: Tensor = torch.ops.unrolled.checked_range(values, low, high, what)
     return checked
 

@@ -138,7 +138,7 @@ def total_gradients(
     tanh_c = c.tanh()
     through_h = dh * gates[:, :, 3] * (1 - tanh_c * tanh_c)
     dcs: list[Tensor] = []
-    carried = torch.zeros_like(c[0]) if steps else None
+    carried = torch.zeros_like(dh[:1].sum(0))
     for t in reversed(range(steps)):
         dc = carried + grad_c[t] + through_h[t]
         dcs.append(dc)

@@ -159,7 +159,7 @@ def _grad_recurrent_weights(
     h0: Tensor, h: Tensor, grad_pre: Tensor, resets: Tensor | None, lengths: Tensor | None
 ) -> Tensor:
     """The sum over all steps of h_{t-1}^T dpre_t, [H, 4, H], as one product."""
-    steps, rows, hidden = h.shape
+    steps, _, hidden = h.shape
     before, dpre = h[:-1], grad_pre.flatten(-2)
     if resets is not None:
         before = before.masked_fill(resets[1:].unsqueeze(-1), 0)
@@ -171,7 +171,8 @@ def _grad_recurrent_weights(
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
     first = h0.mT @ dpre[:1].sum(0)
     rest = before.reshape(-1, hidden).mT @ dpre[1:].reshape(-1, 4 * hidden)
-    return (first + rest).unflatten(-1, (4, hidden))
+    total: Tensor = (first + rest).unflatten(-1, (4, hidden))
+    return total
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
@@ -193,7 +194,7 @@ def _second_order(saved: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tu
         arguments = list(floats)
         for k, value in zip(given, values, strict=True):
             arguments[k] = value
-        return reference.scan_backward(*arguments, resets, lengths)  # type: ignore[arg-type]
+        return reference.scan_backward(*arguments, resets, lengths)  # type: ignore[arg-type,call-arg]
 
     products = torch.func.vjp(at, *[floats[k] for k in given])[1](tuple(grads))
     by_position = dict(zip(given, products, strict=True))
