@@ -239,8 +239,8 @@ def _parts(whole: Split, shares: dict[str, Fraction], *, bytewise: bool) -> dict
             enough = math.ceil((5 if bytewise else 2) / min(shares.values()))
             raise CorpusError(
                 f"the text is too short: of its {tokens} tokens the {name} share ({float(share):g}) gets "
-                f"{end - begin}, and at least 2 are needed; pass a longer text ({enough} tokens are enough), give {name} a larger "
-                "share, or use all of the text for training: --split 1"
+                f"{end - begin}, and at least 2 are needed; pass a longer text ({enough} tokens are enough), give "
+                f"{name} a larger share, or use all of the text for training: --split 1"
             )
         inside = whole.starts[(whole.starts > begin) & (whole.starts < end)]
         parts[name] = Split(whole.ids[begin:end], np.concatenate([np.zeros(1, np.int64), inside - begin]))
