@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+import operator
+from typing import Any, NamedTuple, SupportsIndex
 
 import torch
 from torch import Tensor
 
-Rows = int | slice | list[int] | Tensor
+Rows = SupportsIndex | slice | list[int] | Tensor
 
 
 class LSTMState(NamedTuple):
@@ -39,11 +40,12 @@ class LSTMState(NamedTuple):
 
         Raises IndexError where a row does not exist.
         """
-        if isinstance(index, int):
-            size = self.h.shape[1]
-            if not -size <= index < size:
-                raise IndexError(f"row {index} of a state with {size} rows; rows are 0 to {size - 1}")
-            index = [index]
+        # NumPy's integers and tensors without an axis count as ints: they too would drop the batch axis.
+        if isinstance(index, SupportsIndex) and getattr(index, "ndim", 0) == 0:
+            row, size = operator.index(index), self.h.shape[1]
+            if not -size <= row < size:
+                raise IndexError(f"row {row} does not exist: the state has {size} rows, counted from 0")
+            index = [row]
         return LSTMState(self.h[:, index], self.c[:, index])
 
     def to(self, *args: Any, **kwargs: Any) -> LSTMState:

@@ -1,0 +1,125 @@
+"""The LSTM as plain loops that keep every intermediate tensor, written apart from the package: the modules' oracle."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+F64 = torch.float64
+GATES = ("i", "f", "g", "o")
+BACKENDS = ("portable", "reference")
+
+
+@dataclass
+class PlainLayer:
+    """One layer's steps. `pre`, `c_raw` and `h_raw` lie before the masking of ended rows and retain their gradients."""
+
+    pre: dict[str, list[Tensor]] = field(default_factory=lambda: {gate: [] for gate in GATES})
+    gates: dict[str, list[Tensor]] = field(default_factory=lambda: {gate: [] for gate in GATES})
+    c_raw: list[Tensor] = field(default_factory=list)
+    h_raw: list[Tensor] = field(default_factory=list)
+    c: list[Tensor] = field(default_factory=list)
+    h: list[Tensor] = field(default_factory=list)
+    state: tuple[Tensor, Tensor] | None = None
+
+    def sequence(self, name: str) -> Tensor:
+        """h, c or a gate, [batch, time, hidden], in memory time first as the package's: dropout draws in that order."""
+        steps = self.gates[name] if name in GATES else getattr(self, name)
+        return torch.stack(steps).transpose(0, 1)
+
+    def totals(self) -> dict[str, Tensor]:
+        """The retained gradients after a backward pass, under the names of `LayerGradients`."""
+        steps = {"h": self.h_raw, "c": self.c_raw, **self.pre}
+        return {
+            name: torch.stack([torch.zeros_like(s) if s.grad is None else s.grad for s in kept], 1)
+            for name, kept in steps.items()
+        }
+
+
+def run_layer(
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    h: Tensor,
+    c: Tensor,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> PlainLayer:
+    """`weights` by the names of the layer's parameters; x [batch, time, input] floats; h, c [batch, hidden]."""
+    kept = PlainLayer()
+    zero = torch.zeros((), dtype=x.dtype)
+    last_h, last_c = h, c
+    for t in range(x.shape[1]):
+        live = torch.ones(len(x), 1, dtype=torch.bool) if lengths is None else (t < lengths)[:, None]
+        fresh = torch.zeros_like(live) if resets is None else resets[:, t, None]
+        h, c = torch.where(fresh, zero, h), torch.where(fresh, zero, c)
+        x_t = torch.where(live, x[:, t], zero)
+        gate = {}
+        for name in GATES:
+            pre = x_t @ weights[f"W_x{name}"] + h @ weights[f"W_h{name}"] + weights[f"b_{name}"]
+            kept.pre[name].append(_retained(pre))
+            gate[name] = pre.tanh() if name == "g" else pre.sigmoid()
+            kept.gates[name].append(torch.where(live, gate[name], zero))
+        c_raw = _retained(gate["f"] * c + gate["i"] * gate["g"])
+        h_raw = _retained(gate["o"] * c_raw.tanh())
+        h, c = torch.where(live, h_raw, zero), torch.where(live, c_raw, zero)
+        last_h, last_c = torch.where(live, h_raw, last_h), torch.where(live, c_raw, last_c)
+        for steps, value in ((kept.c_raw, c_raw), (kept.h_raw, h_raw), (kept.c, c), (kept.h, h)):
+            steps.append(value)
+    kept.state = (last_h, last_c)
+    return kept
+
+
+def run_stack(
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    dropout: float = 0.0,
+) -> tuple[Tensor, list[PlainLayer]]:
+    """The logits and every layer, bottom first; `weights` is a state_dict's content; h0, c0 [layers, batch, hidden]."""
+    layers = []
+    for k in range(h0.shape[0]):
+        own = {name.removeprefix(f"layers.{k}."): w for name, w in weights.items() if name.startswith(f"layers.{k}.")}
+        layers.append(run_layer(own, x, h0[k], c0[k], resets, lengths))
+        x = F.dropout(layers[-1].sequence("h"), dropout, training=dropout > 0)
+    if "proj.weight" in weights:
+        x = x @ weights["proj.weight"].t() + weights["proj.bias"]
+    return x, layers
+
+
+def redraw(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Every parameter, biases included, drawn anew, so that a forgotten bias or a swapped gate shows."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            scale = parameter.shape[0] ** -0.5 if parameter.dim() > 1 else 0.5
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=F64))
+    return module
+
+
+def normal(*size: int, seed: int) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def assert_same(got: Tensor, expected: Tensor, name: str = "") -> None:
+    """Equal but for float64's rounding.
+
+    The longest chains here are some 20 steps of sums over some 20 terms of order 1 to 100: rounding may reach 1e-13,
+    a wrong term is of order 1e-3 and more.
+    """
+    torch.testing.assert_close(
+        got.detach(), expected.detach(), rtol=1e-11, atol=1e-11, msg=lambda text: f"{name}: {text}"
+    )
+
+
+def _retained(value: Tensor) -> Tensor:
+    if value.requires_grad:
+        value.retain_grad()
+    return value
