@@ -1,45 +1,62 @@
-# Everything installs into .venv, once; a later run starts at once. PYTHON=... picks the interpreter.
-.DEFAULT_GOAL := help
-PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python; do \
-	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo "$$p" && break; done)
-BIN := .venv/bin
-READY := .venv/.ready
+# The commands of this repository; the first one that needs it makes .venv. GNU make 3.81 and later.
 
-help:
-	@echo "make train      set up, train on the built-in corpus (about two minutes), write text, show the gates"
-	@echo "make test       set up, run the tests"
-	@echo "make check      lint, format, types, layering, the docs' code"
-	@echo "make test-slow  the tests that take minutes"
-	@echo "make bench      the benchmarks"
-	@echo "make clean      remove .venv and caches; runs/ stays"
+ARGS =
+python = .venv/bin/python
+# Holds the folder that .venv was made in: a copied or renamed clone would otherwise run the old one's sources.
+ready = .venv/ready
 
-$(READY): pyproject.toml constraints.txt
-	@if [ -z "$(PYTHON)" ]; then \
-		echo "No Python 3.11 or newer was found; install one, or name it: make PYTHON=/path/to/python3.11" >&2; exit 1; fi
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
-	@touch $(READY)
-
-train: $(READY)
-	$(BIN)/unrolled train
-
-test: $(READY)
-	$(BIN)/python -m pytest
-
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m slow
-
-check: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/python -m pytest tests/test_layering.py tests/test_docs.py
-
-bench: $(READY)
-	$(BIN)/python benchmarks/import_time.py
-	$(BIN)/python benchmarks/recurrence.py
-
-clean:
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+ifneq "$(shell test -x $(python) && cat $(ready) 2>/dev/null)" "$(CURDIR)"
+.PHONY: $(ready)
+endif
 
 .PHONY: help train test test-slow check bench clean
+
+help:
+	@echo 'make train      train a small model on text that Python brings along, about two minutes'
+	@echo '                ARGS="FILE --steps 500": your own text; any flag of "unrolled train"'
+	@echo 'make test       the tests                        ARGS="-k resets": some of them'
+	@echo 'make test-slow  the tests that take minutes'
+	@echo 'make check      lint, format, types, layering, the code blocks of the docs'
+	@echo 'make bench      the benchmarks                   ARGS="import_time": one of them'
+	@echo 'make clean      remove .venv and every cache; runs/ stays'
+	@echo 'PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer) when .venv is made.'
+
+train: $(ready)
+	@.venv/bin/unrolled train $(ARGS)
+
+test: $(ready)
+	$(python) -m pytest $(ARGS)
+
+test-slow: $(ready)
+	$(python) -m pytest -m slow $(ARGS)
+
+check: $(ready)
+	$(python) -m ruff check
+	$(python) -m ruff format --check
+	$(python) -m mypy
+	$(python) -m pytest -q tests/test_layering.py tests/test_docs.py
+
+bench: $(ready)
+	@$(python) benchmarks/run.py $(ARGS)
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
+
+# A candidate may be a shim that only prints an error, or lack venv (Debian's python3 without python3-venv): each is tried.
+$(ready): pyproject.toml constraints.txt
+	@if ! $(python) -c '' 2>/dev/null; then \
+	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11 python); do \
+	    if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
+	      echo "Making .venv with $$candidate, once; torch is a large download."; \
+	      "$$candidate" -m venv --clear .venv || exit 1; \
+	      break; \
+	    fi; \
+	  done; \
+	fi; \
+	$(python) -c '' 2>/dev/null || { \
+	  echo 'No Python 3.11 or newer that can make a virtual environment: tried $(if $(PYTHON),$(PYTHON),python3, python3.14 to python3.11, python).' >&2; \
+	  echo 'Install one (on Debian and Ubuntu: python3 and python3-venv), or name it: make PYTHON=/path/to/python3' >&2; \
+	  exit 1; }
+	$(python) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@printf '%s\n' "$(CURDIR)" > $(ready)
