@@ -1,0 +1,201 @@
+"""Text out of a model: one token at a time, the state carried from each step to the next."""
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .model import LanguageModel
+from .state import LSTMState
+from .tokens import IntArray, Tokenizer
+
+
+class Speaker(Protocol):
+    """What `generate` needs of a run: its model, and the tokenizer that the model was trained with."""
+
+    @property
+    def model(self) -> LanguageModel: ...
+    @property
+    def tokenizer(self) -> Tokenizer: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """The next whole characters, often one, and the tokens they are made of.
+
+    `ids`: the tokens, several where one character takes several (bytes outside ASCII). `logprob`: the natural logarithm
+    of the probability that the model itself gave them, before temperature and truncation, summed over `ids`.
+    `sample`: which of several samples this belongs to; 0 for the only one.
+
+    `state`, each [layers, 1, hidden], is the one *before* `ids`: everything earlier has been fed, `ids` have not. So
+    `generate(run, piece.ids, state=piece.state)` goes on exactly behind this piece, and `piece.text` in the place of
+    `piece.ids` does the same unless the text holds U+FFFD (the model wrote invalid UTF-8).
+    """
+
+    text: str
+    ids: tuple[int, ...]
+    logprob: float
+    state: LSTMState
+    sample: int
+
+
+def generate(
+    run: Speaker,
+    prompt: str | bytes | Sequence[int] = "",
+    *,
+    max_tokens: int = 256,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    state: LSTMState | tuple[Tensor, Tensor] | None = None,
+) -> Iterator[Piece]:
+    """Continue `prompt` (text, UTF-8 bytes, or ids) by `max_tokens` tokens; the prompt itself is not yielded.
+
+    The joined texts of all pieces are `tokenizer.decode` of their ids; an iterator that ends inside a character ends
+    with U+FFFD. An empty prompt stands for a newline, or a space, or the first symbol, whichever the vocabulary has
+    first. With `state` (each [layers, 1, hidden]) the prompt is what comes next in that text, and can't be empty.
+
+    The samplers apply in this order: `temperature` divides the logits, 0 takes the most probable token; `top_k` keeps
+    that many of the most probable tokens, 0 all; `top_p` keeps the fewest of these that together reach that share
+    (Holtzman et al. 2020). Draws come from a generator of their own: the same `seed` gives the same text, and torch's
+    global one stays untouched. Dropout is off while the model runs, and as it was while a piece is looked at.
+
+    Raises ValueError for settings out of range and TokenizerError for a prompt outside the vocabulary, both at once
+    and not at the first piece; ValueError later if the logits are not finite.
+    """
+    _check(max_tokens, temperature, top_k, top_p)
+    fed = _prompt_ids(run.tokenizer, prompt)
+    if state is not None:
+        if not fed:
+            raise ValueError(
+                "a state alone does not say what was read last, so the prompt can't be empty; to go on behind a piece: "
+                "generate(run, piece.ids, state=piece.state)"
+            )
+        if state[0].ndim == 3 and state[0].shape[1] != 1:
+            raise ValueError(
+                f"the state holds {state[0].shape[1]} rows and generate continues one text; pick a row: state.rows(0)"
+            )
+    generator = torch.Generator().manual_seed(seed)
+    return _pieces(run, fed or [_neutral(run.tokenizer)], state, max_tokens, (temperature, top_k, top_p), generator)
+
+
+def sample(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+) -> int:
+    """Draw one id from `logits` [vocabulary]; the settings are those of `generate`.
+
+    Among equally probable tokens the lower id comes first. Raises ValueError for settings out of range, and where the
+    logits hold NaN or +inf, or nothing but -inf.
+    """
+    _check(0, temperature, top_k, top_p)
+    # In float64 on the CPU whatever the model runs in: the draw is the same on every device.
+    values, ids = logits.detach().to("cpu").to(torch.float64).sort(descending=True, stable=True)
+    if not math.isfinite(values[0].item()) or values.isnan().any():
+        raise ValueError(
+            "the model's logits are not finite, so there is nothing to draw from; most likely its weights diverged in "
+            "training: go back to an earlier checkpoint, or train with a lower --lr"
+        )
+    if temperature == 0:
+        return int(ids[0])
+    shares = ((values - values[0]) / temperature).softmax(0)
+    if top_k:
+        shares = shares[:top_k] / shares[:top_k].sum()
+    if top_p < 1:
+        before = shares.cumsum(0) - shares
+        shares = shares[: max(1, int((before < top_p).sum()))]
+    return int(ids[torch.multinomial(shares, 1, generator=generator)])
+
+
+def _pieces(
+    run: Speaker,
+    fed: list[int],
+    state: LSTMState | tuple[Tensor, Tensor] | None,
+    max_tokens: int,
+    settings: tuple[float, int, float],
+    generator: torch.Generator,
+) -> Iterator[Piece]:
+    temperature, top_k, top_p = settings
+    decoder = run.tokenizer.decoder()
+    text, ids, logprob = "", list[int](), 0.0
+    before: LSTMState | None = None
+    for _ in range(max_tokens):
+        logits, after = _step(run.model, fed, state)
+        before = before or after
+        token = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        text += decoder.push(token)
+        ids.append(token)
+        logprob += logits.to("cpu").to(torch.float64).log_softmax(0)[token].item()
+        # A piece ends where no character is open: then, and only then, nothing is missing from the text of its ids.
+        if text and run.tokenizer.decode(ids) == text:
+            yield Piece(text, tuple(ids), logprob, before, 0)
+            text, ids, logprob, before = "", [], 0.0, None
+        fed, state = [token], after
+    if ids and before is not None:
+        yield Piece(text + decoder.finish(), tuple(ids), logprob, before, 0)
+
+
+def _step(
+    model: LanguageModel, ids: list[int], state: LSTMState | tuple[Tensor, Tensor] | None
+) -> tuple[Tensor, LSTMState]:
+    """Logits [vocabulary] after the last of `ids`, and the state then."""
+    device = next(model.parameters()).device
+    with torch.no_grad(), _evaluating(model):
+        logits, after = model(torch.tensor([ids], device=device), state)
+    return logits[0, -1], after
+
+
+@contextmanager
+def _evaluating(model: LanguageModel) -> Iterator[None]:
+    """Evaluation mode, and then each module as it was: `model.train()` would also wake what had been put to rest."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _prompt_ids(tokenizer: Tokenizer, prompt: str | bytes | Sequence[int]) -> list[int]:
+    if isinstance(prompt, str | bytes):
+        return [int(token) for token in tokenizer.encode(prompt)]
+    ids = [int(token) for token in prompt]
+    tokenizer.decode(ids)  # raises where an id is out of range
+    return ids
+
+
+def _neutral(tokenizer: Tokenizer) -> int:
+    for text in ("\n", " "):
+        ids = _known(tokenizer, text)
+        if ids is not None and len(ids) == 1 and tokenizer.decode(ids) == text:
+            return int(ids[0])
+    return 0
+
+
+def _known(tokenizer: Tokenizer, text: str) -> IntArray | None:
+    try:
+        return tokenizer.encode(text)
+    except ValueError:
+        return None
+
+
+def _check(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
+    if max_tokens < 0:
+        raise ValueError(f"max_tokens={max_tokens} must be 0 or more")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be 0 (the most probable token) or a positive number")
+    if top_k < 0:
+        raise ValueError(f"top_k={top_k} must be 0 (all tokens) or the number of tokens to keep")
+    if not 0 < top_p <= 1:
+        raise ValueError(f"top_p={top_p} must be above 0 and at most 1 (all tokens)")
