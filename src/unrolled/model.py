@@ -1,0 +1,140 @@
+"""LanguageModel: ids in, one row of logits over the vocabulary out for each of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .stack import MultiLayerLSTM, Trace
+from .state import LSTMState
+
+_EMBEDDED_IDS = (torch.int32, torch.int64, torch.uint8)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A language model's sizes. `embedding` 0 means none: ids go into the first layer as one-hot rows."""
+
+    vocabulary: int
+    hidden: int = 256
+    layers: int = 2
+    embedding: int = 0
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("vocabulary", 1), ("hidden", 1), ("layers", 1), ("embedding", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an integer, got {value!r}")
+            if value < least:
+                raise ValueError(f"{name}={value} must be at least {least}")
+        if not isinstance(self.dropout, int | float) or isinstance(self.dropout, bool):
+            raise TypeError(f"dropout must be a number, got {self.dropout!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1: the share of h that is dropped")
+
+
+class LanguageModel(nn.Module):
+    """A stack between an optional embedding and logits over the vocabulary.
+
+    Forget biases start at 1, so that an untrained cell remembers (Gers et al. 2000; Jozefowicz et al. 2015); the bare
+    `LSTMLayer` starts them at 0. Dropout is the stack's, between layers and before the projection; the embedding gets
+    none.
+    """
+
+    embedding: nn.Embedding | None
+
+    def __init__(
+        self, config: ModelConfig, *, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = (
+            nn.Embedding(config.vocabulary, config.embedding, device=device, dtype=dtype) if config.embedding else None
+        )
+        self.lstm = MultiLayerLSTM(
+            config.embedding or config.vocabulary,
+            config.hidden,
+            config.layers,
+            config.dropout,
+            output_dim=config.vocabulary,
+            device=device,
+            dtype=dtype,
+        )
+        self._open_forget_gates()
+
+    def reset_parameters(self) -> None:
+        """Draw every parameter anew, in the constructor's order, forget biases at 1."""
+        if self.embedding is not None:
+            self.embedding.reset_parameters()
+        self.lstm.reset_parameters()
+        self._open_forget_gates()
+
+    def zero_state(self, batch: int) -> LSTMState:
+        """Zeros [layers, batch, hidden] on the weights' device and in their dtype."""
+        return self.lstm.zero_state(batch)
+
+    def forward(
+        self,
+        ids: Tensor,
+        state: LSTMState | tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, LSTMState]:
+        """Logits [batch, time, vocabulary], row t those of the token after `ids[:, t]`, and the state after the last.
+
+        `ids` [batch, time] int32, int64 or uint8; the other arguments are those of `MultiLayerLSTM`. TypeError for
+        floats, IndexError for ids outside the vocabulary.
+        """
+        logits, after = self.lstm(self._inputs(ids, lengths), state, resets=resets, lengths=lengths)
+        return logits, after
+
+    def trace(
+        self,
+        ids: Tensor,
+        state: LSTMState | tuple[Tensor, Tensor] | None = None,
+        *,
+        resets: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Trace:
+        """`forward`, opened: the same computation with every layer's h, c and gates. Arguments as there."""
+        return self.lstm.trace(self._inputs(ids, lengths), state, resets=resets, lengths=lengths)
+
+    def extra_repr(self) -> str:
+        return f"vocabulary={self.config.vocabulary}"
+
+    def _open_forget_gates(self) -> None:
+        for layer in self.lstm.layers:
+            nn.init.ones_(layer.b_f)  # type: ignore[arg-type]
+
+    def _inputs(self, ids: Tensor, lengths: Tensor | None) -> Tensor:
+        if not isinstance(ids, Tensor):
+            raise TypeError(f"ids is a {type(ids).__name__}, expected integers [batch, time]: torch.tensor(ids)")
+        if ids.dtype not in _EMBEDDED_IDS:
+            dtype = str(ids.dtype).removeprefix("torch.")
+            raise TypeError(
+                f"a language model reads token ids, int32, int64 or uint8 [batch, time], and got {dtype} "
+                f"{list(ids.shape)}: ids.long(); frames of floats go into model.lstm"
+            )
+        if ids.dim() != 2:
+            raise ValueError(f"ids is {list(ids.shape)}, expected [batch, time]; one text alone is ids[None]")
+        return ids if self.embedding is None else self._embedded(self.embedding, ids, lengths)
+
+    def _embedded(self, embedding: nn.Embedding, ids: Tensor, lengths: Tensor | None) -> Tensor:
+        ids = ids.long()
+        if isinstance(lengths, Tensor) and lengths.shape == ids.shape[:1]:
+            # Behind a row's length ids may be anything, so they must not be looked up. Other lengths are refused below.
+            ended = torch.arange(ids.shape[1], device=ids.device) >= lengths.unsqueeze(-1)
+            ids = ids.masked_fill(ended, 0)
+        try:
+            rows: Tensor = embedding(ids)
+        except IndexError:
+            wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
+            raise IndexError(
+                f"ids must be 0 to {self.config.vocabulary - 1}, got {wrong}: this model's vocabulary has "
+                f"{self.config.vocabulary} tokens; encode with the tokenizer that it was trained with"
+            ) from None
+        return rows

@@ -1,0 +1,158 @@
+"""Both scores against a slow, direct computation, against a model worked out by hand, and what they refuse."""
+
+import math
+import sys
+from dataclasses import asdict
+
+import numpy as np
+import pytest
+import torch
+
+from unrolled import evaluate as front
+from unrolled.corpus import Split
+from unrolled.evaluate import Evaluation, blocks, evaluate, stateful
+from unrolled.loss import bits_per_byte, perplexity
+from unrolled.model import LanguageModel, ModelConfig
+from unrolled.tokens import ByteTokenizer, CharTokenizer
+
+TOKENIZER = CharTokenizer("abcdeé")
+
+
+def model(dtype: torch.dtype = torch.float64, **fields: float) -> LanguageModel:
+    torch.manual_seed(0)
+    subject = LanguageModel(ModelConfig(TOKENIZER.size, **{"hidden": 5, "layers": 2, **fields}), dtype=dtype)
+    # Large weights, so that what is carried matters.
+    with torch.no_grad():
+        for parameter in subject.parameters():
+            parameter.mul_(3)
+    return subject
+
+
+def split(tokens: int, *starts: int) -> Split:
+    ids = np.random.default_rng(1).integers(TOKENIZER.size, size=tokens, dtype=np.int32)
+    return Split(ids, np.array([0, *starts], dtype=np.int64))
+
+
+def direct(subject: LanguageModel, text: Split, block: int | None) -> tuple[float, int]:
+    """Nats and tokens, one call for each prediction, from the very definition of each score."""
+    ends = [*text.starts[1:], len(text)]
+    total, count = 0.0, 0
+    for begin, end in zip(text.starts, ends, strict=True):
+        for target in range(begin + 1, end):
+            first = begin if block is None else begin + (target - 1 - begin) // block * block
+            logits, _ = subject(torch.from_numpy(text.ids[first:target].astype(np.int64))[None])
+            total -= logits[0, -1].log_softmax(0)[int(text.ids[target])].item()
+            count += 1
+    return total, count
+
+
+CASES = {
+    "one document": split(70),
+    "documents": split(70, 1, 17, 18, 33, 64, 69),
+    "a block exactly": split(17),
+    "two tokens": split(2),
+    "short documents": split(9, 2, 4, 6),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_both_scores_by_definition(name: str) -> None:
+    text, subject = CASES[name], model()
+    for score, block in ((stateful(subject, text, TOKENIZER), None), (blocks(subject, text, TOKENIZER, block=8), 8)):
+        total, count = direct(subject, text, block)
+        n_bytes = sum(len(TOKENIZER.symbols[text.ids[t]].encode()) for t in range(len(text)) if t not in text.starts)
+        assert score.tokens == count
+        assert score.nats == pytest.approx(total / count, rel=1e-12)
+        assert score.bits_per_byte == pytest.approx(bits_per_byte(total, n_bytes), rel=1e-12)
+        assert score.perplexity == pytest.approx(perplexity(total, count), rel=1e-12)
+
+
+def test_the_two_scores_differ_where_memory_matters_and_agree_where_a_block_holds_a_document() -> None:
+    text, subject = CASES["documents"], model()
+    whole = stateful(subject, text, TOKENIZER)
+    assert blocks(subject, text, TOKENIZER, block=4).nats != pytest.approx(whole.nats, rel=1e-3)
+    assert blocks(subject, text, TOKENIZER, block=100).nats == pytest.approx(whole.nats, rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 7, 16, 17, 69, 1000])
+def test_the_chunk_changes_nothing(chunk: int) -> None:
+    text, subject = CASES["documents"], model()
+    assert stateful(subject, text, TOKENIZER, chunk=chunk).nats == pytest.approx(
+        stateful(subject, text, TOKENIZER).nats, rel=1e-12
+    )
+
+
+def test_many_batches_of_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    text, subject = CASES["documents"], model()
+    at_once = blocks(subject, text, TOKENIZER, block=3)
+    monkeypatch.setattr(sys.modules["unrolled.evaluate"], "_BATCH", 2)
+    assert blocks(subject, text, TOKENIZER, block=3).nats == pytest.approx(at_once.nats, rel=1e-12)
+
+
+def test_a_model_worked_out_by_hand() -> None:
+    """Zero weights and a chosen projection bias: every token has a fixed probability."""
+    subject = model()
+    with torch.no_grad():
+        for parameter in subject.parameters():
+            parameter.zero_()
+        subject.lstm.proj.bias.copy_(torch.tensor([0.5, 0.1, 0.1, 0.1, 0.1, 0.1]).log())
+    text = Split(TOKENIZER.encode("babéa"), np.array([0]))
+    for score in (stateful(subject, text, TOKENIZER), blocks(subject, text, TOKENIZER, block=2)):
+        assert score.tokens == 4
+        assert score.nats == pytest.approx(-math.log(0.5 * 0.1 * 0.1 * 0.5) / 4, rel=1e-12)
+        assert score.perplexity == pytest.approx((0.5 * 0.1 * 0.1 * 0.5) ** -0.25, rel=1e-12)
+        assert score.bits_per_byte == pytest.approx(-math.log2(0.5 * 0.1 * 0.1 * 0.5) / 5, rel=1e-12)
+
+
+def test_evaluate_is_both_and_plain_numbers() -> None:
+    text, subject = CASES["documents"], model()
+    both = evaluate(subject, text, TOKENIZER, block=8)
+    assert both == Evaluation(stateful(subject, text, TOKENIZER), blocks(subject, text, TOKENIZER, block=8))
+    assert both.stateful.tokens == both.blocks.tokens
+    assert asdict(both)["blocks"] == {
+        "nats": both.blocks.nats,
+        "bits_per_byte": both.blocks.bits_per_byte,
+        "perplexity": both.blocks.perplexity,
+        "tokens": 63,
+    }
+    assert front is evaluate
+
+
+def test_dropout_is_off_modes_and_gradients_stay_as_they_were() -> None:
+    subject = model(dropout=0.5)
+    subject.lstm.layers[1].eval()
+    modes = {name: module.training for name, module in subject.named_modules()}
+    first, again = (evaluate(subject, CASES["documents"], TOKENIZER) for _ in range(2))
+    assert first == again
+    assert {name: module.training for name, module in subject.named_modules()} == modes
+    assert all(parameter.grad is None for parameter in subject.parameters())
+
+
+def test_modes_are_restored_after_an_error() -> None:
+    subject = model(dropout=0.5)
+    with pytest.raises(IndexError):
+        stateful(subject, Split(np.array([0, 90, 1]), np.array([0])), TOKENIZER)
+    assert subject.training
+    assert subject.lstm.dropout.training
+
+
+def test_float32_agrees_with_float64() -> None:
+    text, single = CASES["documents"], model(torch.float32)
+    # Weights drawn in float32 are other numbers than those drawn in float64, so the exact ones are rounded instead.
+    single.load_state_dict(model().state_dict())
+    exact, rounded = (asdict(evaluate(subject, text, TOKENIZER, block=8)) for subject in (model(), single))
+    for name in ("stateful", "blocks"):
+        assert rounded[name]["nats"] != exact[name]["nats"]
+        assert rounded[name]["nats"] == pytest.approx(exact[name]["nats"], rel=1e-5)
+
+
+def test_refusals() -> None:
+    subject = model()
+    with pytest.raises(ValueError, match="the split has no token to score: 3 tokens in 3 documents"):
+        evaluate(subject, split(3, 1, 2), TOKENIZER)
+    with pytest.raises(ValueError, match="the tokenizer has 256 tokens and the model was built for 6"):
+        evaluate(subject, split(20), ByteTokenizer())
+    with pytest.raises(ValueError, match="block=0 must be at least 1 token"):
+        blocks(subject, split(20), TOKENIZER, block=0)
+    with pytest.raises(ValueError, match="chunk=0 must be at least 1 token"):
+        stateful(subject, split(20), TOKENIZER, chunk=0)
