@@ -20,94 +20,111 @@ from .state import LSTMState
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError, Run, load, save_model
     from .corpus import Corpus, CorpusError, Split, builtin_text, read_corpus
-    from .evaluate import Evaluation, Score, evaluate
+    from .evaluate import Evaluation, Score, blocks, evaluate, stateful
     from .generate import Piece, generate
     from .lanes import Lanes, Window
     from .loss import bits_per_byte, nats, perplexity
     from .model import LanguageModel, ModelConfig
-    from .tokens import ByteTokenizer, CharTokenizer, Tokenizer, TokenizerError, load_tokenizer, new_tokenizer
+    from .tokens import (
+        ByteTokenizer,
+        CharTokenizer,
+        StreamDecoder,
+        Tokenizer,
+        TokenizerError,
+        load_tokenizer,
+        new_tokenizer,
+    )
     from .train import TrainConfig, Trainer
 
 __version__ = "0.1.0"
+
+_TOOLKIT = {
+    "tokens": (
+        "ByteTokenizer",
+        "CharTokenizer",
+        "Tokenizer",
+        "TokenizerError",
+        "StreamDecoder",
+        "new_tokenizer",
+        "load_tokenizer",
+    ),
+    "corpus": ("read_corpus", "builtin_text", "Corpus", "Split", "CorpusError"),
+    "lanes": ("Lanes", "Window"),
+    "model": ("LanguageModel", "ModelConfig"),
+    "loss": ("nats", "bits_per_byte", "perplexity"),
+    "evaluate": ("evaluate", "stateful", "blocks", "Evaluation", "Score"),
+    "train": ("Trainer", "TrainConfig"),
+    "checkpoint": ("save_model", "load", "Run", "CheckpointError"),
+    "generate": ("generate", "Piece"),
+}
+_HOME = {name: module for module, names in _TOOLKIT.items() for name in names}
 
 __all__ = [
     "LSTMLayer",
     "MultiLayerLSTM",
     "LSTMState",
-    "LayerTrace",
     "Trace",
+    "LayerTrace",
     "LayerGradients",
     "backends",
     "Choice",
     "BackendUnavailable",
-    "LanguageModel",
-    "ModelConfig",
-    "Trainer",
-    "TrainConfig",
-    "evaluate",
-    "Evaluation",
-    "Score",
-    "generate",
-    "Piece",
-    "load",
-    "save_model",
-    "Run",
-    "CheckpointError",
     "ByteTokenizer",
     "CharTokenizer",
     "Tokenizer",
     "TokenizerError",
-    "load_tokenizer",
+    "StreamDecoder",
     "new_tokenizer",
+    "load_tokenizer",
     "read_corpus",
     "builtin_text",
     "Corpus",
-    "CorpusError",
     "Split",
+    "CorpusError",
     "Lanes",
     "Window",
+    "LanguageModel",
+    "ModelConfig",
     "nats",
     "bits_per_byte",
     "perplexity",
+    "evaluate",
+    "stateful",
+    "blocks",
+    "Evaluation",
+    "Score",
+    "Trainer",
+    "TrainConfig",
+    "save_model",
+    "load",
+    "Run",
+    "CheckpointError",
+    "generate",
+    "Piece",
 ]
 
-_TOOLKIT = {
-    name: module
-    for module, names in {
-        "checkpoint": ("CheckpointError", "Run", "load", "save_model"),
-        "corpus": ("Corpus", "CorpusError", "Split", "builtin_text", "read_corpus"),
-        "evaluate": ("Evaluation", "Score", "evaluate"),
-        "generate": ("Piece", "generate"),
-        "lanes": ("Lanes", "Window"),
-        "loss": ("bits_per_byte", "nats", "perplexity"),
-        "model": ("LanguageModel", "ModelConfig"),
-        "tokens": (
-            "ByteTokenizer",
-            "CharTokenizer",
-            "Tokenizer",
-            "TokenizerError",
-            "load_tokenizer",
-            "new_tokenizer",
-        ),
-        "train": ("TrainConfig", "Trainer"),
-    }.items()
-    for name in names
+_NAMED_OTHERWISE = {
+    "LSTMCell": "a class that runs a whole sequence, as the original LSTMCell does, is LSTMLayer; one step of it is "
+    "layer(x[:, None], h, c) with x [batch, input], and h[:, 0], c[:, 0] of what it returns go into the next step",
+    "LSTM": "a stack of layers is MultiLayerLSTM, without a projection if output_dim=None; one layer is LSTMLayer",
 }
 
 
-def __getattr__(name: str) -> Any:
-    if name in _TOOLKIT:
-        value = getattr(importlib.import_module(f"{__name__}.{_TOOLKIT[name]}"), name)
-        globals()[name] = value
-        return value
-    if name == "LSTMCell":
-        raise AttributeError(
-            "unrolled has no LSTMCell: what runs a whole sequence is LSTMLayer, and one step of it is "
-            "layer(x[:, None], h, c)"
-        )
-    close = difflib.get_close_matches(name, __all__, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
+# Type checkers must not see it: they would take every misspelt name for one of type Any.
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> Any:
+        if name in _HOME:
+            value = getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+            globals()[name] = value
+            return value
+        hint = ""
+        if name in _NAMED_OTHERWISE:
+            hint = f": {_NAMED_OTHERWISE[name]}"
+        elif close := difflib.get_close_matches(name, __all__, n=1):
+            hint = f"; did you mean {close[0]!r}?"
+        # `name` without `obj` keeps the interpreter from adding a second suggestion of its own.
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}", name=name)
 
 
 def __dir__() -> list[str]:
@@ -118,7 +135,7 @@ class _Front(ModuleType):
     """This package. Importing the submodule `generate` would put the module where the function of that name belongs."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _TOOLKIT and isinstance(value, ModuleType)):
+        if not (name in _HOME and isinstance(value, ModuleType)):
             super().__setattr__(name, value)
 
 
