@@ -50,7 +50,7 @@ def check_masks(x: Tensor, resets: Any, lengths: Any) -> None:
     """Check resets, bool [batch, time], and lengths, integers [batch], against an x that passed `check_input`."""
     rows, steps = x.shape[:2]
     if resets is not None:
-        _check_tensor("resets", resets, f"a bool tensor [{rows}, {steps}]")
+        _check_tensor("resets", resets, "a bool tensor [{}, {}]", rows, steps)
         if resets.dtype != torch.bool:
             raise TypeError(f"resets is {_name(resets.dtype)}, expected bool: resets.bool()")
         if resets.shape != (rows, steps):
@@ -58,7 +58,7 @@ def check_masks(x: Tensor, resets: Any, lengths: Any) -> None:
             raise ValueError(f"resets is {_shape(resets)}, expected [batch, time] = [{rows}, {steps}]{hint}")
         _check_device("resets", resets, x)
     if lengths is not None:
-        _check_tensor("lengths", lengths, f"an integer tensor [{rows}]; torch.tensor(lengths)")
+        _check_tensor("lengths", lengths, "an integer tensor [{}]; torch.tensor(lengths)", rows)
         if lengths.dtype not in _INTEGERS:
             raise TypeError(f"lengths is {_name(lengths.dtype)}, expected integers: lengths.long()")
         if lengths.shape != (rows,):
@@ -82,7 +82,8 @@ def check_layer_state(h0: Any, c0: Any, hidden_dim: int, like: Tensor) -> int | 
         _check_float(name, value, like)
     if h0.shape[0] != c0.shape[0]:
         raise ValueError(f"h0 has {h0.shape[0]} rows and c0 has {c0.shape[0]}; they belong to the same batch")
-    return int(h0.shape[0])
+    rows: int = h0.shape[0]  # not int(...), which would fix a symbolic size
+    return rows
 
 
 def check_state(state: Any, layers: int, hidden_dim: int, like: Tensor) -> LSTMState:
@@ -140,9 +141,10 @@ def _check_ids(x: Tensor, input_dim: int) -> None:
         )
 
 
-def _check_tensor(name: str, value: Any, expected: str) -> None:
+def _check_tensor(name: str, value: Any, expected: str, *sizes: int) -> None:
     if not isinstance(value, Tensor):
-        raise TypeError(f"{name} is a {type(value).__name__}, expected {expected}")
+        # Only here do sizes become text: that fixes a symbolic size, and every call would then compile anew.
+        raise TypeError(f"{name} is a {type(value).__name__}, expected {expected.format(*sizes)}")
 
 
 def _check_float(name: str, value: Tensor, like: Tensor) -> None:

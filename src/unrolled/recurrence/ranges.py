@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
-_LIBRARY.define("checked_range(Tensor values, int low, int high, str what) -> Tensor")
+_LIBRARY.define("checked_range(Tensor values, SymInt low, SymInt high, str what) -> Tensor")
 
 _ADVICE = {
     "ids": (
