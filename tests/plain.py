@@ -1,13 +1,17 @@
-"""The LSTM as plain loops that keep every intermediate tensor, written apart from the package: the modules' oracle."""
+"""The modules' oracle: the LSTM as plain loops that keep every intermediate tensor, and the inputs it is run on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from unrolled.layer import LSTMLayer
+from unrolled.stack import MultiLayerLSTM
 
 F64 = torch.float64
 GATES = ("i", "f", "g", "o")
@@ -106,6 +110,68 @@ def redraw(module: nn.Module, seed: int = 0) -> nn.Module:
 
 def normal(*size: int, seed: int) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+def masks(names: str, rows: int, steps: int) -> dict[str, Tensor]:
+    """The named ones ("resets", "lengths", "both", "none"); four rows are enough for every kind of row."""
+    resets = torch.rand(rows, steps, generator=torch.Generator().manual_seed(11)) < 0.2
+    resets[0, 0] = resets[1:2, :2] = resets[-1, -1] = True
+    lengths = torch.tensor(([steps // 2, 0, steps, 1] * rows)[:rows])
+    chosen = {"none": (), "resets": ("resets",), "lengths": ("lengths",), "both": ("resets", "lengths")}[names]
+    return {name: value for name, value in (("resets", resets), ("lengths", lengths)) if name in chosen}
+
+
+def gradients(outputs: dict[str, Tensor], leaves: dict[str, Tensor], seed: int = 21) -> dict[str, Tensor]:
+    """Of every leaf, for a random cotangent of every output; exact zeros where a leaf is not used."""
+    cotangents = [normal(*value.shape, seed=seed + k).to(value.dtype) for k, value in enumerate(outputs.values())]
+    grads = torch.autograd.grad(
+        list(outputs.values()), list(leaves.values()), cotangents, allow_unused=True, retain_graph=True
+    )
+    return {
+        name: torch.zeros_like(leaf) if grad is None else grad
+        for (name, leaf), grad in zip(leaves.items(), grads, strict=True)
+    }
+
+
+def new_layer(backend: str, width: int = 5, hidden: int = 7) -> LSTMLayer:
+    """In float64, with every parameter drawn."""
+    layer = redraw(LSTMLayer(width, hidden, backend=backend, dtype=F64))
+    assert isinstance(layer, LSTMLayer)
+    return layer
+
+
+def layer_inputs(rows: int = 4, steps: int = 9, width: int = 5, hidden: int = 7) -> dict[str, Tensor]:
+    """x, h0 and c0 of a layer, all requiring gradients."""
+    x, h0, c0 = normal(rows, steps, width, seed=1), normal(rows, hidden, seed=2).tanh(), normal(rows, hidden, seed=3)
+    return {name: value.requires_grad_() for name, value in (("x", x), ("h0", h0), ("c0", c0))}
+
+
+def new_model(backend: str, layers: int = 2, dropout: float = 0.0, output_dim: int | None = 4) -> MultiLayerLSTM:
+    """5 inputs, 7 units, in float64, with every parameter drawn."""
+    model = redraw(MultiLayerLSTM(5, 7, layers, dropout, output_dim=output_dim, backend=backend, dtype=F64))
+    assert isinstance(model, MultiLayerLSTM)
+    return model
+
+
+def stack_inputs(layers: int = 2, rows: int = 4, steps: int = 6) -> dict[str, Tensor]:
+    """x, h0 and c0 of a stack, all requiring gradients."""
+    x, h0 = normal(rows, steps, 5, seed=1), normal(layers, rows, 7, seed=2).tanh()
+    c0 = normal(layers, rows, 7, seed=3)
+    return {name: value.requires_grad_() for name, value in (("x", x), ("h0", h0), ("c0", c0))}
+
+
+def results(layer: LSTMLayer, given: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
+    """h, c and all gradients of a call."""
+    h, c = layer(**given, **options)
+    leaves = {name: v for name, v in given.items() if v.requires_grad} | dict(layer.named_parameters())
+    grads = gradients({"h": h, "c": c}, leaves)
+    return {"h": h, "c": c} | {f"grad {name}": grad for name, grad in grads.items()}
+
+
+def assert_all_same(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert got.keys() == expected.keys()
+    for name, value in expected.items():
+        assert_same(got[name], value, name)
 
 
 def assert_same(got: Tensor, expected: Tensor, name: str = "") -> None:

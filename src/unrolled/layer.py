@@ -66,16 +66,24 @@ class LayerTrace:
 
 def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradients, ...]:
     """`LayerTrace.gradients` of several layers in one backward pass."""
-    if not all(trace.h.requires_grad for trace in layers):
+    inputs = [[pre] if isinstance(pre := trace._scanned.pre, Tensor) else list(pre) for trace in layers]
+    wanted = [tensor for trace, pre in zip(layers, inputs, strict=True) for tensor in (trace.h, trace.c, *pre)]
+    if not all(tensor.requires_grad for tensor in wanted):
         raise RuntimeError(
-            "this trace was taken without gradients; take it outside torch.no_grad() and with parameters (or an input) "
-            "that require them"
+            "this trace was taken without gradients: under torch.no_grad(), or with an input, input weights and biases "
+            "none of which requires them; take it outside torch.no_grad(), and with frozen weights write "
+            "layer.b_i.requires_grad_() before it"
         )
     if loss.numel() != 1:
         raise ValueError(f"loss is {list(loss.shape)}, expected a scalar: loss.sum() or loss.mean()")
-    inputs = [[pre] if isinstance(pre := trace._scanned.pre, Tensor) else list(pre) for trace in layers]
-    wanted = [tensor for trace, pre in zip(layers, inputs, strict=True) for tensor in (trace.h, trace.c, *pre)]
-    grads = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    grads: Sequence[Tensor | None] = [None]
+    if loss.requires_grad:
+        grads = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+    if all(grad is None for grad in grads):
+        raise RuntimeError(
+            "loss does not depend on this trace; compute it from what the trace holds (its output, state, h, c or "
+            "gates): another call of the model, even on the same x, is another computation"
+        )
     found = iter(torch.zeros_like(w) if grad is None else grad for w, grad in zip(wanted, grads, strict=True))
     return tuple(
         _totals(trace, next(found), next(found), [next(found) for _ in pre])
@@ -83,6 +91,7 @@ def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradient
     )
 
 
+@torch.no_grad()
 def _totals(trace: LayerTrace, grad_h: Tensor, grad_c: Tensor, grad_pre: list[Tensor]) -> LayerGradients:
     scanned = trace._scanned
     if isinstance(scanned.pre, Tensor):

@@ -62,6 +62,8 @@ class MultiLayerLSTM(nn.Module):
             raise ValueError(f"num_layers={num_layers} must be at least 1")
         self.input_dim, self.hidden_dim, self.num_layers = input_dim, hidden_dim, num_layers
         self.output_dim = input_dim if output_dim == "input" else output_dim
+        if self.output_dim is not None and (isinstance(self.output_dim, str) or self.output_dim < 1):
+            raise ValueError(f'output_dim={output_dim!r} must be at least 1, "input" (the input\'s width) or None')
         self.layers = nn.ModuleList(
             LSTMLayer(input_dim if k == 0 else hidden_dim, hidden_dim, backend=backend, device=device, dtype=dtype)
             for k in range(num_layers)
@@ -71,6 +73,17 @@ class MultiLayerLSTM(nn.Module):
             None if self.output_dim is None else nn.Linear(hidden_dim, self.output_dim, device=device, dtype=dtype)
         )
         self._draw_projection()
+
+    @property
+    def backend(self) -> str:
+        """The bottom layer's; setting it sets every layer's."""
+        return self._layers()[0].backend
+
+    @backend.setter
+    def backend(self, name: str) -> None:
+        recurrence.check_name(name)
+        for layer in self._layers():
+            layer.backend = name
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, in the order in which the constructor does."""

@@ -54,8 +54,8 @@ def scan(
         gates.append(gate)
     if not hs:
         # Empty, but hanging on the graph: a loss over no steps still has a backward pass.
-        h, c = h0.unsqueeze(0)[:0], c0.unsqueeze(0)[:0]
-        return h, c, h.unsqueeze(2).expand(-1, -1, 4, -1)
+        nothing = (h0 @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1])).unsqueeze(0)[:0]
+        return nothing[:, :, 0] + h0, nothing[:, :, 1] + c0, nothing
     return torch.stack(hs), torch.stack(cs), torch.stack(gates)
 
 
