@@ -1,32 +1,63 @@
-"""What every test starts from: torch's global settings as they were, and memory that betrays a missing write."""
+"""What every test starts from: torch's global settings, a generator state that its order does not decide, and memory
+that betrays a missing write."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
 
+# A deadline would make a slow machine fail a correct program; the printed blob replays a failure anywhere.
+hypothesis.settings.register_profile("unrolled", deadline=None, print_blob=True)
+hypothesis.settings.load_profile("unrolled")
+
+
+@contextmanager
+def settings_kept() -> Iterator[None]:
+    """Leave torch's process-wide settings as they were, whatever happens inside."""
+    threads, dtype, grad = torch.get_num_threads(), torch.get_default_dtype(), torch.is_grad_enabled()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.set_default_dtype(dtype)
+        torch.set_grad_enabled(grad)
+
 
 @pytest.fixture(autouse=True)
-def _global_settings() -> Iterator[None]:
-    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
-    yield
-    torch.set_num_threads(threads)
-    torch.set_default_dtype(dtype)
+def _own_world(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Draw what a test leaves unseeded from the seed that pytest prints first; `--randomly-seed=N` repeats a run.
+
+    pytest-randomly does so for `random` and numpy, not for torch.
+    """
+    with settings_kept():
+        torch.manual_seed(request.config.getoption("randomly_seed", 0))
+        yield
+
+
+@pytest.fixture
+def seed() -> int:
+    """The seed of a test whose numbers must be the same in every run: torch's generator starts from it."""
+    torch.manual_seed(1997)
+    return 1997
 
 
 @pytest.fixture
 def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill fresh memory with NaN (integers: their largest value), so that whatever reads before it writes shows."""
 
-    def poisoned(allocate: Any) -> Any:
+    def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         def fresh(*args: Any, **kwargs: Any) -> torch.Tensor:
             tensor = allocate(*args, **kwargs)
-            if tensor.dtype.is_floating_point:
+            if tensor.dtype == torch.bool:
+                return tensor.fill_(True)
+            if tensor.dtype.is_floating_point or tensor.dtype.is_complex:
                 return tensor.fill_(float("nan"))
-            return tensor if tensor.dtype == torch.bool else tensor.fill_(torch.iinfo(tensor.dtype).max)
+            return tensor.fill_(torch.iinfo(tensor.dtype).max)
 
         return fresh
 
