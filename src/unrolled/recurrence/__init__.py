@@ -15,6 +15,7 @@ from torch import Tensor
 
 from . import portable, reference
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
+from .precision import full_precision
 from .ranges import checked_range
 
 __all__ = [
@@ -72,7 +73,8 @@ def scan(
     pre: Tensor | tuple[Tensor, ...]
     if chosen == "reference":
         pre = tuple(_inputs_step_by_step(x, w_x, bias, w_h.dtype))
-        h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths)
+        with full_precision(w_h):
+            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths)
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype)
         h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths)
@@ -102,16 +104,17 @@ def total_gradients(
 
     `grad_h` and `grad_c` [B, T, H] are the explicit gradients of `scanned.h` and `scanned.c`; `grad_pre` [T, B, 4, H].
     """
-    dh, dc = reference.total_gradients(
-        grad_h.transpose(0, 1),
-        grad_c.transpose(0, 1),
-        grad_pre,
-        w_h,
-        scanned.c.transpose(0, 1),
-        scanned.gates.transpose(0, 1),
-        None if resets is None else resets.t(),
-        lengths,
-    )
+    with full_precision(w_h):
+        dh, dc = reference.total_gradients(
+            grad_h.transpose(0, 1),
+            grad_c.transpose(0, 1),
+            grad_pre,
+            w_h,
+            scanned.c.transpose(0, 1),
+            scanned.gates.transpose(0, 1),
+            None if resets is None else resets.t(),
+            lengths,
+        )
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .precision import full_precision
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -48,8 +49,10 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
     `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
     [T, B, 4, H]) and `reference.scan_backward`. They may write only into memory that they allocate.
     """
-    scan_op = _register(name, _INPUTS, forward, _like_scan)
-    backward_op = _register(f"{name}_backward", _BACKWARD_INPUTS, backward, _like_backward)
+    scan_op = _register(name, _INPUTS, forward, _like_scan, _ROWS_IN, _ROWS_OUT)
+    backward_op = _register(
+        f"{name}_backward", _BACKWARD_INPUTS, backward, _like_backward, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT
+    )
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -104,11 +107,23 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
     return scan
 
 
-def _register(name: str, inputs: str, kernel: Callable[..., Any], fake: Callable[..., Any]) -> Callable[..., Any]:
+def _register(
+    name: str,
+    inputs: str,
+    kernel: Callable[..., Any],
+    fake: Callable[..., Any],
+    rows_in: Sequence[int | None],
+    rows_out: Sequence[int],
+) -> Callable[..., Any]:
     _LIBRARY.define(f"{name}({inputs}) -> (Tensor, Tensor, Tensor)")
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"unrolled::{name}", fake, lib=_LIBRARY)
     registered: Callable[..., Any] = getattr(torch.ops.unrolled, name).default
+    torch.library.register_vmap(
+        f"unrolled::{name}",
+        lambda info, in_dims, *args: _map(registered, rows_in, rows_out, info.batch_size, in_dims, args),
+        lib=_LIBRARY,
+    )
     return registered
 
 
@@ -151,7 +166,8 @@ def _first_order(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor 
     if all(grad is None for grad in grads):
         return (None,) * 6
     grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths)
-    grad_w_h = _grad_recurrent_weights(h0, h, grad_pre, resets, lengths)
+    with full_precision(w_h):
+        grad_w_h = _grad_recurrent_weights(h0, h, grad_pre, resets, lengths)
     return grad_pre, grad_w_h, grad_h0, grad_c0, None, None
 
 
@@ -196,7 +212,8 @@ def _second_order(saved: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tu
             arguments[k] = value
         return reference.scan_backward(*arguments, resets, lengths)  # type: ignore[arg-type,call-arg]
 
-    products = torch.func.vjp(at, *[floats[k] for k in given])[1](tuple(grads))
+    with full_precision(grads[0]):
+        products = torch.func.vjp(at, *[floats[k] for k in given])[1](tuple(grads))
     by_position = dict(zip(given, products, strict=True))
     return (*[by_position.get(k) for k in range(len(floats))], None, None)
 
