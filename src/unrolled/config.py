@@ -1,0 +1,256 @@
+"""TrainConfig: everything that decides a training run, as Python, as flags and as a TOML file."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import math
+import os
+import tomllib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from .corpus import DEFAULT_SPLIT
+from .manifest import replace_file
+
+# What the default model does in about two minutes on two cores.
+BUILTIN_STEPS = 500
+# With files and neither steps nor epochs.
+DEFAULT_EPOCHS, MOST_DEFAULT_STEPS = 20, 10_000
+RUNS = "runs"
+
+# A run goes on though these differ: its length, how often it looks and saves, what it says, and where it lies. The
+# texts are compared by their contents.
+_MAY_CHANGE = frozenset(("steps", "epochs", "eval_every", "save_every", "quiet", "resume", "out", "files", "val"))
+
+_INTEGERS = {
+    "layers": 1,
+    "hidden": 1,
+    "embedding": 0,
+    "lanes": 1,
+    "window": 1,
+    "steps": 1,
+    "warmup": 0,
+    "eval_every": 1,
+    "save_every": 1,
+    "seed": 0,
+    "threads": 1,
+}
+_NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
+    "dropout": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "ema": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "lr": ("above 0", lambda x: 0 < x < math.inf),
+    "epochs": ("above 0", lambda x: 0 < x < math.inf),
+    "clip": ("0 (no clipping) or more", lambda x: 0 <= x < math.inf),
+    "weight_decay": ("0 or more", lambda x: 0 <= x < math.inf),
+}
+_CHOICES = {"tokens": ("byte", "char"), "state": ("carry", "reset"), "dtype": ("float32", "float64", "bfloat16")}
+
+
+class ConfigError(ValueError):
+    """A training configuration that can't be used; the message names the field."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. `None` means that a default is worked out from the text and the other fields."""
+
+    files: tuple[str, ...] = ()
+    """Text files, each one document; without any, the documentation text that Python carries."""
+    out: str | None = None
+    """Directory of the run; runs/<name of the first file> if not given."""
+    tokens: Literal["byte", "char"] = "byte"
+    """What the model reads: bytes (no text is outside them) or the characters of the text."""
+    layers: int = 2
+    """LSTM layers."""
+    hidden: int = 256
+    """Width of each layer."""
+    embedding: int = 0
+    """Width of a learned embedding of the tokens; 0 feeds one-hot rows."""
+    dropout: float = 0.2
+    """Share of h dropped between layers and before the projection."""
+    lanes: int = 64
+    """Stretches of the text that are read side by side (the batch)."""
+    window: int = 64
+    """Tokens of each lane in one step (the truncation length of the gradient)."""
+    steps: int | None = None
+    """Length of the run in steps; 20 epochs, at most 10000 steps, if neither this nor epochs is given."""
+    epochs: float | None = None
+    """Length of the run in passes over the text, instead of steps."""
+    lr: float = 3e-3
+    """Peak learning rate; it falls along a cosine to 2% of this."""
+    warmup: int = 100
+    """Steps in which the learning rate rises from 0 to its peak."""
+    clip: float = 1.0
+    """Largest norm of the gradient, longer ones are scaled down to it; 0 turns that off."""
+    weight_decay: float = 0.01
+    """Decay of the weights, of AdamW; biases have none."""
+    ema: float = 0.999
+    """Decay of the running average of the weights that is evaluated and saved; 0 takes the weights themselves."""
+    state: Literal["carry", "reset"] = "carry"
+    """What a window starts from: the state at the end of the one before (carry), or zeros (reset)."""
+    eval_every: int | None = None
+    """Steps between evaluations; a tenth of the run, at most 500, if not given."""
+    save_every: int | None = None
+    """Steps between saves; a tenth of the run, at most 500, if not given."""
+    seed: int = 0
+    """Decides the initial weights, where each epoch begins, the dropout masks and the samples."""
+    device: str = "auto"
+    """Where to train: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one."""
+    dtype: Literal["float32", "float64", "bfloat16"] = "float32"
+    """Number format of the weights."""
+    threads: int | None = None
+    """CPU threads; torch's own choice if not given."""
+    val: str | None = None
+    """Text file to validate on; then the files are trained on to the last token."""
+    split: tuple[float, ...] = DEFAULT_SPLIT
+    """Shares of the text for training, validation and test, in order."""
+    resume: bool = False
+    """Insist on going on with a run that exists; without this, a new one is begun where there is none."""
+    quiet: bool = False
+    """Say only what went wrong."""
+
+    def __post_init__(self) -> None:
+        self._set("files", _files(self.files))
+        self._set("split", _split(self.split))
+        for name in ("out", "val"):
+            if getattr(self, name) is not None:
+                self._set(name, _text(name, getattr(self, name)))
+        for name, least in _INTEGERS.items():
+            _check_integer(name, getattr(self, name), least, optional=_optional(name))
+        for name, (rule, allowed) in _NUMBERS.items():
+            value = getattr(self, name)
+            if value is None and _optional(name):
+                continue
+            if isinstance(value, bool) or not isinstance(value, int | float) or not allowed(value):
+                raise ConfigError(f"{name} must be {rule}, got {value!r}")
+            self._set(name, float(value))
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
+        _text("device", self.device)
+        for name in ("resume", "quiet"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.steps is not None and self.epochs is not None:
+            raise ConfigError(f"steps={self.steps} and epochs={self.epochs:g} both say how long to train; give one")
+
+    def resolved(self, windows_per_epoch: int) -> TrainConfig:
+        """The same run with its length in steps, its cadence and its directory written out."""
+        if self.steps is not None:
+            steps = self.steps
+        elif self.epochs is not None:
+            steps = math.ceil(self.epochs * windows_per_epoch)
+        elif self.files:
+            steps = min(DEFAULT_EPOCHS * windows_per_epoch, MOST_DEFAULT_STEPS)
+        else:
+            steps = BUILTIN_STEPS
+        often = max(1, min(steps // 10, 500))
+        return dataclasses.replace(
+            self,
+            out=self.out or str(Path(RUNS) / (Path(self.files[0]).stem if self.files else "python-docs")),
+            steps=steps,
+            epochs=None,
+            eval_every=self.eval_every or often,
+            save_every=self.save_every or often,
+        )
+
+    def changed_from(self, earlier: TrainConfig) -> list[str]:
+        """One line for each field in which a run that began as `earlier` can't become this one."""
+        return [
+            f"{name}: {_shown(getattr(self, name))}, the run has {_shown(getattr(earlier, name))}"
+            for name in FIELDS
+            if name not in _MAY_CHANGE and getattr(self, name) != getattr(earlier, name)
+        ]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by field, for JSON and TOML; a field that is None is left out."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        plain = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+        return {name: value for name, value in plain.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """ConfigError for names that are no field."""
+        for name in values:
+            if name not in FIELDS:
+                close = difflib.get_close_matches(name.replace("-", "_"), FIELDS, n=1)
+                hint = f"did you mean {close[0]}?" if close else f"the fields are {', '.join(FIELDS)}"
+                raise ConfigError(f"{name} is no field of a training configuration; {hint}")
+        return cls(**values)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a TOML file, replacing an old one at once. Lists and strings are written as JSON, which TOML reads."""
+        lines = [f"{name} = {_toml(name, value)}\n" for name, value in self.as_dict().items()]
+        replace_file(Path(path), "".join(lines).encode())
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> TrainConfig:
+        """Read a TOML file; fields that it leaves out have their defaults. ConfigError names the file."""
+        try:
+            return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
+        except OSError as error:
+            raise ConfigError(f"{path} can't be read: {error.strerror}") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not TOML: {error}") from None
+        except ConfigError as error:
+            raise ConfigError(f"{path}: {error}") from None
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+
+FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+
+
+def _optional(name: str) -> bool:
+    return TrainConfig.__dataclass_fields__[name].default is None
+
+
+def _check_integer(name: str, value: object, least: int, *, optional: bool) -> None:
+    if value is None and optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigError(f"{name} must be a whole number, got {value!r}")
+    if value < least:
+        raise ConfigError(f"{name} must be at least {least}, got {value}")
+
+
+def _text(name: str, value: object) -> str:
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text:
+        raise ConfigError(f"{name} must be a name, got {value!r}")
+    return text
+
+
+def _files(files: object) -> tuple[str, ...]:
+    if isinstance(files, str | os.PathLike):
+        return (_text("files", files),)
+    if not isinstance(files, Sequence):
+        raise ConfigError(f"files must be a list of file names, got {files!r}")
+    return tuple(_text("files", file) for file in files)
+
+
+def _split(split: object) -> tuple[float, ...]:
+    """Shares from numbers, or from text such as "0.9,0.1". What they may be is the corpus's to say."""
+    shares = split.split(",") if isinstance(split, str) else split
+    try:
+        return tuple(float(share) for share in shares)  # type: ignore[attr-defined]
+    except (TypeError, ValueError):
+        raise ConfigError(f"split must be shares such as 0.9,0.05,0.05, got {split!r}") from None
+
+
+def _shown(value: object) -> str:
+    return ",".join(f"{share:g}" for share in value) if isinstance(value, tuple) else str(value)
+
+
+def _toml(name: str, value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False).replace("\x7f", "\\u007f")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ConfigError(f"{name} holds a character that can't be written to a TOML file: {value!r}") from None
+    return text
