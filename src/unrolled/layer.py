@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recurrence
-from .arguments import check_input, check_layer_state, check_masks
+from .arguments import check_input, check_layer_state, check_masks, check_same_rows
 from .recurrence import Scanned
 
 # The order in which parameters are registered and drawn: part of the state_dict's and the seeds' contract.
@@ -199,7 +199,8 @@ class LSTMLayer(nn.Module):
     ) -> tuple[Scanned, tuple[Tensor, Tensor], Tensor]:
         like = self.b_f
         rows = check_layer_state(h0, c0, self.hidden_dim, like)
-        check_input(x, self.input_dim, like, rows)
+        check_input(x, self.input_dim, like)
+        check_same_rows(x, rows, of_stack=False)
         check_masks(x, resets, lengths)
         if h0 is None or c0 is None:
             h0 = torch.zeros(x.shape[0], self.hidden_dim, device=like.device, dtype=like.dtype)

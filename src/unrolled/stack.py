@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recurrence
-from .arguments import check_input, check_state
+from .arguments import check_input, check_same_rows, check_state
 from .layer import LayerGradients, LayerTrace, LSTMLayer, gradients
 from .state import LSTMState
 
@@ -152,12 +152,12 @@ class MultiLayerLSTM(nn.Module):
 
     def _initial(self, x: Tensor, state: LSTMState | tuple[Tensor, Tensor] | None) -> LSTMState:
         like = self._layers()[0].b_f
-        if state is not None:
-            checked = check_state(state, self.num_layers, self.hidden_dim, like)
-            check_input(x, self.input_dim, like, checked.h.shape[1])
-            return checked
         check_input(x, self.input_dim, like)
-        return self.zero_state(x.shape[0])
+        if state is None:
+            return self.zero_state(x.shape[0])
+        state = check_state(state, self.num_layers, self.hidden_dim, like)
+        check_same_rows(x, state.h.shape[1], of_stack=True)
+        return state
 
     def _project(self, h: Tensor) -> Tensor:
         return h if self.proj is None else self.proj(h)

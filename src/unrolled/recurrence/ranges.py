@@ -16,10 +16,9 @@ _LIBRARY.define("checked_range(Tensor values, SymInt low, SymInt high, str what)
 _ADVICE = {
     "ids": (
         IndexError,
-        "ids are rows of a one-hot input of width {width}: build the layer with a larger input_dim, or "
-        "check the tokenizer",
+        "an id is a row of a one-hot input of width {width}; check the tokenizer, or build with a larger input_dim",
     ),
-    "lengths": (ValueError, "a length counts the valid steps of its row, and this input has {high} steps"),
+    "lengths": (ValueError, "a length counts the valid steps of its row, and x has {high}"),
 }
 
 
@@ -38,7 +37,7 @@ def _check(values: Tensor, low: int, high: int, what: str) -> Tensor:
         if smallest < low or largest > high:
             error, advice = _ADVICE[what]
             wrong = smallest if smallest < low else largest
-            raise error(f"{what} must be {low} to {high}, got {wrong}: {advice.format(high=high, width=high + 1)}")
+            raise error(f"{what} must be from {low} to {high}, got {wrong}: {advice.format(high=high, width=high + 1)}")
     return values.to(torch.int64, copy=True, memory_format=torch.contiguous_format)
 
 
