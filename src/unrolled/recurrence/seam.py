@@ -174,9 +174,12 @@ def _first_order(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor 
 def _grad_recurrent_weights(
     h0: Tensor, h: Tensor, grad_pre: Tensor, resets: Tensor | None, lengths: Tensor | None
 ) -> Tensor:
-    """The sum over all steps of h_{t-1}^T dpre_t, [H, 4, H], as one product."""
-    steps, _, hidden = h.shape
-    before, dpre = h[:-1], grad_pre.flatten(-2)
+    """The sum over all steps of h_{t-1}^T dpre_t, [H, 4, H], as one product.
+
+    Reshaped, not flattened: batched cotangents (`is_grads_batched`) know no flatten.
+    """
+    steps, rows, hidden = h.shape
+    before, dpre = h[:-1], grad_pre.reshape(steps, rows, 4 * hidden)
     if resets is not None:
         before = before.masked_fill(resets[1:].unsqueeze(-1), 0)
         h0 = h0.masked_fill(resets[:1].any(0).unsqueeze(-1), 0)
@@ -187,8 +190,7 @@ def _grad_recurrent_weights(
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
     first = h0.mT @ dpre[:1].sum(0)
     rest = before.reshape(-1, hidden).mT @ dpre[1:].reshape(-1, 4 * hidden)
-    total: Tensor = (first + rest).unflatten(-1, (4, hidden))
-    return total
+    return (first + rest).reshape(hidden, 4, hidden)
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
