@@ -349,6 +349,8 @@ def test_logits_that_are_not_finite_are_refused(bad, temperature):
         ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
         ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
         ({"top_p": math.nan}, "top_p=nan must be"),
+        ({"seed": -1}, "seed=-1 must be from 0"),
+        ({"seed": 2**63}, "seed=9223372036854775808 must be from 0"),
     ],
 )
 def test_settings_out_of_range_are_refused_at_the_call(wrong, message):

@@ -69,6 +69,8 @@ def generate(
     and not at the first piece; ValueError later if the logits are not finite.
     """
     _check(max_tokens, temperature, top_k, top_p)
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed={seed} must be from 0 to 2**63 - 1")
     fed = _prompt_ids(run.tokenizer, prompt)
     if state is not None:
         if not fed:
