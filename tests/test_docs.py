@@ -226,7 +226,7 @@ def test_blocks_share_a_namespace_in_order():
         ("<!-- not run: slow -->\n```python\nx = = 1\n```", SyntaxError, "sample.md, line 3"),
         ("<!-- not run: -->\n```python\nx = 1\n```", AssertionError, "no reason"),
         ("<!-- not run: slow -->\ntext between\n```python\nundefined\n```", NameError, "undefined"),
-        ("```pycon\n>>> 1 + 1\n3\n```", AssertionError, "Got:\n      2"),
+        ("```pycon\n>>> 1 + 1\n3\n```", AssertionError, "Got:\n    2"),
         ("```pycon\n>>> undefined\n3\n```", AssertionError, "NameError"),
         ("```python\nimport urllib.request as r\nr.urlopen('http://localhost:9')\n```", OSError, "without a network"),
         ("```python\nimport warnings\nwarnings.warn('old')\n```", UserWarning, "old"),
