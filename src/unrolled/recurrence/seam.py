@@ -38,8 +38,9 @@ _ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
 _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0)
 
 _STALE = (
-    "the backward pass reached a window whose graph is already gone: the state that was carried into this window still "
-    "hangs on the one before. Detach it between windows: state = state.detach() (for a layer: h0.detach(), c0.detach())"
+    "the backward pass came to a window whose graph an earlier backward pass has already freed. If this window's state "
+    "came from the one before, detach it between windows: state = state.detach() (for a layer: h0.detach(), "
+    "c0.detach()); to go backward through one window twice, pass retain_graph=True the first time"
 )
 
 
