@@ -1,0 +1,250 @@
+"""A training run at the terminal: how far it is, samples, a look inside, and the commands that come next."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import torch
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from .evaluate import BLOCK, Evaluation
+from .trace import Picture, picture
+from .train import Evaluated, Event, Finished, Started, StepDone, TrainConfig, Trainer
+
+_REFRESH_SECONDS, _PLAIN_SECONDS = 0.1, 5.0
+_ROOM_FOR_BAR, _BAR = 100, 20
+# Tokens of the text in which a sentence to show is looked for.
+_SEARCHED = 6000
+_SENTENCE = re.compile(r"(?<=[.!?\n]\s)[A-Z\"'“][^.!?]{50,150}[.!?]")
+_FALLBACK_CHARACTERS = 120
+
+
+def run(trainer: Trainer, console: Console) -> None:
+    """Train to the end, or to the end of the step in which Ctrl-C came, and show it as it goes."""
+    with _stopped_by_ctrl_c(trainer.stop) as stopping, _Screen(console, trainer, stopping) as screen:
+        for event in trainer.run():
+            screen.show(event)
+
+
+def score_table(evaluation: Evaluation) -> str:
+    """Both scores, a line each."""
+    lines = [f"{'':8}  {'nats':>8}  {'bits per byte':>13}  {'perplexity':>10}  {'tokens':>11}"]
+    for name, score in (("stateful", evaluation.stateful), ("blocks", evaluation.blocks)):
+        numbers = f"{score.nats:8.4f}  {score.bits_per_byte:13.4f}  {score.perplexity:10.4g}  {score.tokens:11,}"
+        lines.append(f"{name:8}  {numbers}")
+    lines.append(f"nats: mean of a token; stateful: state carried over the text; blocks: {BLOCK} tokens from zeros")
+    return "\n".join(lines)
+
+
+def look_inside(trainer: Trainer) -> Picture:
+    """One unit over a sentence of the text that was held back (or of the training text), with what precedes it read."""
+    split = trainer.corpus.val or trainer.corpus.train
+    ids = [int(token) for token in split.ids[:_SEARCHED]]
+    decoder = trainer.corpus.tokenizer.decoder()
+    symbols = [decoder.push(token) for token in ids]
+    begin, end = _sentence(symbols)
+    tokens = torch.tensor([ids], device=trainer.device)
+    with torch.no_grad():
+        _, state = trainer.averaged.eval()(tokens[:, :begin])
+        trace = trainer.averaged.trace(tokens[:, begin:end], state)
+    return picture(trace, symbols[begin:end])
+
+
+def _sentence(symbols: Sequence[str]) -> tuple[int, int]:
+    """Where the first sentence of some length begins and ends, as token positions."""
+    text = "".join(symbols)
+    found = _SENTENCE.search(text)
+    first, last = found.span() if found else (0, min(len(text), _FALLBACK_CHARACTERS))
+    position, begin, end = 0, 0, len(symbols)
+    for step, symbol in enumerate(symbols):
+        if position <= first:
+            begin = step
+        position += len(symbol)
+        if position >= last:
+            return begin, step + 1
+    return begin, end
+
+
+class _Screen:
+    """Shows events on `console`: on a terminal one line that changes, elsewhere a line every few seconds."""
+
+    def __init__(self, console: Console, trainer: Trainer, stopping: Callable[[], bool]) -> None:
+        self._console, self._trainer, self._stopping = console, trainer, stopping
+        self._quiet = trainer.config.quiet
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._unit = "bits/char" if trainer.corpus.tokenizer.name == "char" else "bits/byte"
+        self._shown, self._told = -math.inf, False
+
+    def __enter__(self) -> _Screen:
+        if self._console.is_terminal and not self._quiet:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def show(self, event: Event) -> None:
+        if self._stopping() and not self._told:
+            self._told = True
+            self._print("stopping: this step is saved first; Ctrl-C again stops at once")
+        match event:
+            case Started():
+                self._print(_opening(event))
+            case StepDone():
+                self._step(event)
+            case Evaluated():
+                score = "" if event.score is None else f", validation {event.score.bits_per_byte:.3f} bits/byte"
+                self._print(Text(f"step {event.step}{score}; a sample:", style="bold"))
+                self._print(Text(textwrap.indent(_harmless(event.sample), "    ") + "\n"))
+            case Finished():
+                self._live.stop()
+                self._end(event)
+
+    def _print(self, what: RenderableType) -> None:
+        if not self._quiet:
+            self._console.print(what, soft_wrap=not isinstance(what, Picture), markup=False)
+
+    def _step(self, event: StepDone) -> None:
+        if self._quiet:
+            return
+        now = time.monotonic()
+        if self._live.is_started:
+            if now - self._shown >= _REFRESH_SECONDS:
+                self._live.update(self._line(event), refresh=True)
+                self._shown = now
+        elif now - self._shown >= _PLAIN_SECONDS or event.step == event.steps:
+            self._console.print(self._figures(event), soft_wrap=True)
+            self._shown = now
+
+    def _figures(self, event: StepDone) -> Text:
+        bits = event.loss / math.log(2) if self._unit == "bits/char" else event.bits_per_byte
+        return Text(
+            f"step {event.step}/{event.steps}  loss {event.loss:.3f}  {bits:.3f} {self._unit}  "
+            f"{event.tokens_per_second:,.0f} tokens/s  {_clock(event.seconds_left)} left",
+            no_wrap=True,
+            overflow="ellipsis",
+        )
+
+    def _line(self, event: StepDone) -> RenderableType:
+        if self._console.width < _ROOM_FOR_BAR:
+            return self._figures(event)
+        line = Table.grid(padding=(0, 2))
+        line.add_row(ProgressBar(total=event.steps, completed=event.step, width=_BAR), self._figures(event))
+        return line
+
+    def _end(self, event: Finished) -> None:
+        config = self._trainer.config
+        if event.interrupted:
+            self._console.print(f"Stopped at step {event.step} of {event.steps}, saved. To go on:", soft_wrap=True)
+            self._command("train", "--config", str(event.directory / "config.toml"))
+            return
+        inside = look_inside(self._trainer)
+        self._print("")
+        self._print(inside)
+        self._print("")
+        self._console.print(f"{event.step} steps, the model is in {event.directory}", soft_wrap=True)
+        if event.evaluation is not None:
+            self._console.print(score_table(event.evaluation), soft_wrap=True)
+        if not self._quiet:
+            self._console.print("\nNext:")
+            for command in _next(event, config, "".join(column.text for column in inside.columns)):
+                self._command(*command)
+
+    def _command(self, *arguments: str) -> None:
+        self._console.print(f"  {_quoted([*invocation(), *arguments])}", soft_wrap=True, markup=False)
+
+
+def _opening(event: Started) -> str:
+    config, sizes = event.config, event.sizes
+    held = f", {sizes['val']:,} to validate" if "val" in sizes else ""
+    goes_on = f"\ngoing on from step {event.step}" if event.step else ""
+    return (
+        f"{event.directory}: {event.parameters:,} parameters ({config.layers} x {config.hidden}), {config.tokens} "
+        f"tokens: {sizes['train']:,} to train{held}\n"
+        f"{config.steps} steps of {config.lanes} x {config.window} tokens, "
+        f"{(config.steps or 0) / event.windows_per_epoch:.3g} times through the text{goes_on}"
+    )
+
+
+def _next(event: Finished, config: TrainConfig, sentence: str) -> Iterator[list[str]]:
+    run = str(event.directory)
+    yield ["generate", run, "--prompt", " ".join(sentence.split()[:3])]
+    text = config.val or (config.files[0] if config.files else "README.md")
+    if Path(text).is_file():
+        yield ["eval", run, text]
+    yield ["info", run]
+    yield ["train", "--config", str(event.directory / "config.toml"), "--steps", str(2 * event.steps)]
+
+
+def invocation() -> list[str]:
+    """The words that start this program again: `unrolled` where that finds it, else the path or module it ran from."""
+    started = Path(sys.argv[0])
+    if started.stem != "unrolled" or not started.is_file():
+        return [_short(Path(sys.executable)), "-m", "unrolled"]
+    found = shutil.which("unrolled")
+    if found is not None and Path(found).resolve() == started.resolve():
+        return ["unrolled"]
+    return [_short(started)]
+
+
+def _short(path: Path) -> str:
+    """Relative to the working directory where it lies below; never resolved, for a link may be what makes it work."""
+    absolute = Path(os.path.abspath(path))
+    return str(absolute.relative_to(Path.cwd())) if absolute.is_relative_to(Path.cwd()) else str(absolute)
+
+
+def _quoted(words: Sequence[str]) -> str:
+    return subprocess.list2cmdline(words) if os.name == "nt" else shlex.join(words)
+
+
+def _harmless(text: str) -> str:
+    """Control characters, with which a model could steer the terminal, as a dot."""
+    return "".join("·" if unicodedata.category(sign) == "Cc" and sign not in "\n\t" else sign for sign in text)
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+@contextmanager
+def _stopped_by_ctrl_c(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C calls `stop`, and the second raises KeyboardInterrupt; yields whether one has come."""
+    stopping = threading.Event()
+
+    def first(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        stopping.set()
+        stop()
+
+    # Only the main thread may handle signals; a run in another one is stopped by whoever started it.
+    if threading.current_thread() is not threading.main_thread():
+        yield stopping.is_set
+        return
+    before = signal.signal(signal.SIGINT, first)
+    try:
+        yield stopping.is_set
+    finally:
+        signal.signal(signal.SIGINT, before or signal.default_int_handler)
