@@ -18,6 +18,11 @@ from unrolled.tokens import ByteTokenizer, CharTokenizer
 TOKENIZER = CharTokenizer("abcdeé")
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def model(dtype: torch.dtype = torch.float64, **fields: float) -> LanguageModel:
     torch.manual_seed(0)
     subject = LanguageModel(ModelConfig(TOKENIZER.size, **{"hidden": 5, "layers": 2, **fields}), dtype=dtype)

@@ -11,6 +11,11 @@ SMALL = ModelConfig(11, hidden=6, layers=2)
 EMBEDDED = ModelConfig(11, hidden=6, layers=2, embedding=4)
 
 
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
 def model(config: ModelConfig, seed: int = 0) -> LanguageModel:
     torch.manual_seed(seed)
     return LanguageModel(config, dtype=torch.float64)

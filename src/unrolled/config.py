@@ -83,7 +83,7 @@ class TrainConfig:
     lr: float = 3e-3
     """Peak learning rate; it falls along a cosine to 2% of this."""
     warmup: int = 100
-    """Steps in which the learning rate rises from 0 to its peak."""
+    """Steps in which the learning rate rises to its peak, at most half of the run."""
     clip: float = 1.0
     """Largest norm of the gradient, longer ones are scaled down to it; 0 turns that off."""
     weight_decay: float = 0.01

@@ -1,0 +1,102 @@
+"""How the weights move: AdamW with a schedule and clipping, and the running average of where they have been."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from .config import TrainConfig
+from .model import LanguageModel
+
+BETAS = (0.9, 0.99)
+# The learning rate ends at this share of its peak.
+FLOOR = 0.02
+_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Optimizer:
+    """Moves the weights of `model`; `averaged` is a model whose weights are their running average.
+
+    With `config.ema` 0, `averaged` is `model` itself. The average of bfloat16 weights is kept in float32.
+    """
+
+    def __init__(self, model: LanguageModel, config: TrainConfig, steps: int) -> None:
+        self.model, self._config, self._steps = model, config, steps
+        self.averaged = _copy_in_full_precision(model) if config.ema else model
+        self._parameters: list[Tensor] = list(model.parameters())
+        self._means: list[Tensor] = list(self.averaged.parameters())
+        self._fused = self._parameters[0].device.type in ("cpu", "cuda")
+        weights = [parameter for parameter in self._parameters if parameter.dim() > 1]
+        biases = [parameter for parameter in self._parameters if parameter.dim() <= 1]
+        self._adam = torch.optim.AdamW(
+            [{"params": weights, "weight_decay": config.weight_decay}, {"params": biases, "weight_decay": 0.0}],
+            lr=config.lr,
+            betas=BETAS,
+            fused=self._fused,
+        )
+
+    def backward(self, loss: Tensor) -> Tensor:
+        """Take fresh gradients of `loss`; their norm, a scalar tensor."""
+        self._adam.zero_grad(set_to_none=True)
+        loss.backward()
+        return torch.nn.utils.get_total_norm(self._gradients())
+
+    def step(self, step: int, norm: Tensor) -> float:
+        """Move the weights by the gradients that `backward` took, of norm `norm`; returns the learning rate."""
+        if self._config.clip:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, self._config.clip, norm)
+        rate = learning_rate(step, self._steps, self._config)
+        for group in self._adam.param_groups:
+            group["lr"] = rate
+        self._adam.step()
+        if self.averaged is not self.model:
+            # At first a shorter memory, so that the average does not drag the initial weights along.
+            decay = min(self._config.ema, (1 + step) / (10 + step))
+            now = [weight.detach().to(mean.dtype) for weight, mean in zip(self._parameters, self._means, strict=True)]
+            torch._foreach_lerp_(self._means, now, 1 - decay)
+        return rate
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What the next step depends on beside the averaged weights, by name."""
+        tensors = {}
+        for name, weight in self.model.named_parameters():
+            moments = self._adam.state.get(weight, {})
+            for moment in _MOMENTS:
+                tensors[f"optimizer.{moment}.{name}"] = moments.get(moment, torch.zeros_like(weight))
+            if self.averaged is not self.model:
+                tensors[f"weights.{name}"] = weight.detach()
+        return tensors
+
+    def restore(self, step: int, averaged: LanguageModel, tensors: Mapping[str, Tensor]) -> None:
+        """Be as after `step` steps, given the averaged weights then and what `tensors` gave."""
+        self.averaged.load_state_dict(averaged.state_dict())
+        count_device = self._parameters[0].device if self._fused else torch.device("cpu")
+        with torch.no_grad():
+            for name, weight in self.model.named_parameters():
+                if self.averaged is not self.model:
+                    weight.copy_(tensors[f"weights.{name}"])
+                moments = {moment: tensors[f"optimizer.{moment}.{name}"].to(weight) for moment in _MOMENTS}
+                count = torch.tensor(float(step), dtype=torch.float32, device=count_device)
+                self._adam.state[weight] = {"step": count, **moments}
+
+    def _gradients(self) -> list[Tensor]:
+        return [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+
+
+def learning_rate(step: int, steps: int, config: TrainConfig) -> float:
+    """The rate after `step` of `steps` steps: up in a line to the peak, then down a cosine to 2% of it."""
+    warmup = min(config.warmup, steps // 2)
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    progress = (step - warmup) / max(1, steps - warmup)
+    return config.lr * (FLOOR + (1 - FLOOR) * (1 + math.cos(math.pi * progress)) / 2)
+
+
+def _copy_in_full_precision(model: LanguageModel) -> LanguageModel:
+    """An average moves by a thousandth of a weight at a time, which bfloat16 would round away."""
+    twin = copy.deepcopy(model).requires_grad_(False).eval()
+    return twin.float() if next(model.parameters()).dtype == torch.bfloat16 else twin
