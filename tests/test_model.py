@@ -91,7 +91,7 @@ def test_ids_behind_a_length_may_be_anything(config: ModelConfig) -> None:
 def test_ids_outside_the_vocabulary(config: ModelConfig, wrong: int) -> None:
     x = ids(2, 5)
     x[1, 2] = wrong
-    with pytest.raises(IndexError, match=rf"ids must be 0 to 10, got {wrong}"):
+    with pytest.raises(IndexError, match=rf"ids must be from 0 to 10, got {wrong}"):
         model(config)(x)
 
 

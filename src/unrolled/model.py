@@ -134,7 +134,7 @@ class LanguageModel(nn.Module):
         except IndexError:
             wrong = int(ids.min()) if int(ids.min()) < 0 else int(ids.max())
             raise IndexError(
-                f"ids must be 0 to {self.config.vocabulary - 1}, got {wrong}: this model's vocabulary has "
+                f"ids must be from 0 to {self.config.vocabulary - 1}, got {wrong}: this model's vocabulary has "
                 f"{self.config.vocabulary} tokens; encode with the tokenizer that it was trained with"
             ) from None
         return rows
