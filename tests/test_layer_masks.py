@@ -108,6 +108,17 @@ def test_each_row_with_a_length_equals_that_row_alone(backend: str) -> None:
             assert torch.equal(got[row], expected)
 
 
+def test_a_wild_state_stays_in_its_empty_row(backend: str) -> None:
+    layer, given = new_layer(backend), layer_inputs()
+    lengths = torch.tensor([9, 0, 4, 9])
+    expected = results(layer, given, lengths=lengths)
+    wild = {name: value.detach().clone() for name, value in given.items()}
+    wild["h0"][1], wild["c0"][1] = NAN, float("inf")
+    for value in wild.values():
+        value.requires_grad_()
+    assert_all_same(results(layer, wild, lengths=lengths), expected)
+
+
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_lengths_of_zero_for_the_whole_batch(backend: str, dtype: torch.dtype) -> None:
     layer, given = new_layer(backend), layer_inputs()
