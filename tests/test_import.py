@@ -25,6 +25,7 @@ EAGER = {
     "unrolled.recurrence",
     "unrolled.recurrence.choose",
     "unrolled.recurrence.portable",
+    "unrolled.recurrence.precision",
     "unrolled.recurrence.ranges",
     "unrolled.recurrence.reference",
     "unrolled.recurrence.seam",
