@@ -45,7 +45,11 @@ def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollect
 
 
 def _shares(_: type, tokens: Sequence[Token]) -> tuple[float, ...]:
-    return tuple(float(share) for token in tokens for share in token.value.split(","))
+    text = ",".join(token.value for token in tokens)
+    try:
+        return tuple(float(share) for share in text.split(","))
+    except ValueError:
+        raise ValueError(f'write shares with commas between them, as in 0.9,0.05,0.05; got "{text}"') from None
 
 
 @dataclass(frozen=True)

@@ -151,13 +151,13 @@ def _step(
 ) -> tuple[Tensor, LSTMState]:
     """Logits [vocabulary] after the last of `ids`, and the state then."""
     device = next(model.parameters()).device
-    with torch.no_grad(), _evaluating(model):
+    with torch.no_grad(), evaluating(model):
         logits, after = model(torch.tensor([ids], device=device), state)
     return logits[0, -1], after
 
 
 @contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
+def evaluating(model: LanguageModel) -> Iterator[None]:
     """Evaluation mode, and then each module as it was: `model.train()` would also wake what had been put to rest."""
     training = [module for module in model.modules() if module.training]
     for module in training:

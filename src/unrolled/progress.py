@@ -27,6 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .evaluate import BLOCK, Evaluation
+from .generate import evaluating
 from .trace import Picture, picture
 from .train import Evaluated, Event, Finished, Started, StepDone, TrainConfig, Trainer
 
@@ -63,9 +64,10 @@ def look_inside(trainer: Trainer) -> Picture:
     symbols = [decoder.push(token) for token in ids]
     begin, end = _sentence(symbols)
     tokens = torch.tensor([ids], device=trainer.device)
-    with torch.no_grad():
-        _, state = trainer.averaged.eval()(tokens[:, :begin])
-        trace = trainer.averaged.trace(tokens[:, begin:end], state)
+    model = trainer.averaged
+    with torch.no_grad(), evaluating(model):
+        _, state = model(tokens[:, :begin])
+        trace = model.trace(tokens[:, begin:end], state)
     return picture(trace, symbols[begin:end])
 
 
