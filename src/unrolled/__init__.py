@@ -19,8 +19,10 @@ from .state import LSTMState
 
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError, Run, load, save_model
+    from .config import ConfigError, TrainConfig
     from .corpus import Corpus, CorpusError, Split, builtin_text, read_corpus
     from .evaluate import Evaluation, Score, blocks, evaluate, stateful
+    from .events import Evaluated, Finished, Saved, Started, StepDone
     from .generate import Piece, generate
     from .lanes import Lanes, Window
     from .loss import bits_per_byte, nats, perplexity
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
         load_tokenizer,
         new_tokenizer,
     )
-    from .train import TrainConfig, Trainer
+    from .train import Trainer, TrainingError
 
 __version__ = "0.1.0"
 
@@ -53,7 +55,9 @@ _TOOLKIT = {
     "model": ("LanguageModel", "ModelConfig"),
     "loss": ("nats", "bits_per_byte", "perplexity"),
     "evaluate": ("evaluate", "stateful", "blocks", "Evaluation", "Score"),
-    "train": ("Trainer", "TrainConfig"),
+    "config": ("TrainConfig", "ConfigError"),
+    "train": ("Trainer", "TrainingError"),
+    "events": ("Started", "StepDone", "Evaluated", "Saved", "Finished"),
     "checkpoint": ("save_model", "load", "Run", "CheckpointError"),
     "generate": ("generate", "Piece"),
 }
@@ -93,8 +97,15 @@ __all__ = [
     "blocks",
     "Evaluation",
     "Score",
-    "Trainer",
     "TrainConfig",
+    "ConfigError",
+    "Trainer",
+    "TrainingError",
+    "Started",
+    "StepDone",
+    "Evaluated",
+    "Saved",
+    "Finished",
     "save_model",
     "load",
     "Run",
