@@ -1,18 +1,16 @@
-"""Training: that it learns, carries what it should, stops, saves, and goes on as if nothing had happened."""
+"""Training: that it learns, carries what it should, tells what happens, and ends where there is no way on."""
 
 import dataclasses
-import hashlib
 import itertools
-import json
 import math
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from runs import SAMPLE, TALE, log, only, run, small, sums
 
-from unrolled.checkpoint import CheckpointError, latest, load
+from unrolled.checkpoint import load
 from unrolled.config import ConfigError
 from unrolled.corpus import Corpus, CorpusError, Split, read_corpus
 from unrolled.evaluate import evaluate
@@ -22,72 +20,10 @@ from unrolled.optimize import learning_rate
 from unrolled.tokens import ByteTokenizer
 from unrolled.train import Evaluated, Finished, Saved, Started, StepDone, TrainConfig, Trainer, TrainingError
 
-TALE = "".join(f"{n} {'goose' if n % 3 else 'fox'}{'' if n % 7 else chr(233)}, " for n in range(400))
-
-
-SAMPLE = 20
-
-
-@pytest.fixture(autouse=True)
-def _small(monkeypatch: pytest.MonkeyPatch) -> None:
-    torch.set_num_threads(1)
-    monkeypatch.setattr(sys.modules["unrolled.train"], "SAMPLE_TOKENS", SAMPLE)
-
 
 @pytest.fixture
-def tale(tmp_path: Path) -> Path:
-    path = tmp_path / "tale.txt"
-    path.write_text(TALE, encoding="utf-8")
-    return path
-
-
-@pytest.fixture
-def config(tale: Path, tmp_path: Path) -> TrainConfig:
-    return TrainConfig(
-        files=(str(tale),),
-        out=str(tmp_path / "run"),
-        tokens="char",
-        hidden=12,
-        layers=2,
-        dropout=0.1,
-        lanes=4,
-        window=16,
-        steps=30,
-        warmup=3,
-        lr=0.02,
-        ema=0.9,
-        eval_every=10,
-        save_every=10,
-        split=(0.8, 0.1),
-    )
-
-
-def run(config: TrainConfig, stop_at: int | None = None, **given: Any) -> list[Any]:
-    trainer = Trainer(config, **given)
-    events = []
-    for event in trainer.run():
-        events.append(event)
-        if isinstance(event, StepDone) and event.step == stop_at:
-            trainer.stop()
-    return events
-
-
-def only(events: list[Any], kind: type) -> list[Any]:
-    return [event for event in events if isinstance(event, kind)]
-
-
-def sums(directory: Path) -> dict[str, str]:
-    """sha256 of everything in a model directory that a run decides, training.json without the log's length."""
-    files = {path.name: path.read_bytes() for path in directory.iterdir()}
-    record = json.loads(files.pop("training.json"))
-    del files["manifest.json"], record["log_bytes"], record["config"]["out"]
-    files["training.json"] = json.dumps(record).encode()
-    return {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
-
-
-def log(directory: Path, event: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()]
-    return [line for line in lines if line["event"] == event]
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    return small(tmp_path, monkeypatch)
 
 
 def test_the_events_of_a_run(config: TrainConfig, tmp_path: Path) -> None:
@@ -146,15 +82,6 @@ def test_the_log_holds_what_happened(config: TrainConfig, tmp_path: Path) -> Non
     assert log(directory, "finished")[0]["evaluation"] == dataclasses.asdict(events[-1].evaluation)
 
 
-def test_the_resolved_config_can_be_passed_back(config: TrainConfig, tmp_path: Path) -> None:
-    short = dataclasses.replace(config, steps=None, epochs=0.5, eval_every=None, quiet=True)
-    resolved = run(short)[0].config
-    read = TrainConfig.load(tmp_path / "run" / "config.toml")
-    assert read == dataclasses.replace(resolved, quiet=False)
-    assert (read.steps, read.epochs, read.device) == (math.ceil(0.5 * 50), None, "cpu")
-    assert run(dataclasses.replace(read, resume=True))[-1].began == read.steps
-
-
 def test_the_same_seed_is_the_same_run_and_another_one_is_not(config: TrainConfig, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
         torch.manual_seed(hash(name) % 1000)
@@ -162,137 +89,6 @@ def test_the_same_seed_is_the_same_run_and_another_one_is_not(config: TrainConfi
     a, b, c = (sums(tmp_path / name / "step-00000005") for name in "abc")
     assert a == b
     assert a["weights.safetensors"] != c["weights.safetensors"]
-
-
-@pytest.mark.parametrize("stop_at", [1, 10, 17, 49, 50, 57])
-def test_stopped_and_taken_up_is_the_undisturbed_run(config: TrainConfig, tmp_path: Path, stop_at: int) -> None:
-    """Mid-epoch, after an evaluation, at an epoch's last step and first, in the second epoch; with dropout."""
-    config = dataclasses.replace(config, steps=60, eval_every=20, save_every=25)
-    whole = run(dataclasses.replace(config, out=str(tmp_path / "whole")))
-    assert whole[0].windows_per_epoch == 50
-    first = run(config, stop_at)
-    assert first[-1].interrupted
-    assert first[-1].evaluation is None
-    assert (first[-1].step, latest(tmp_path / "run")) == (stop_at, tmp_path / "run" / f"step-{stop_at:08d}")
-    # What a caller draws in between is no business of the run's.
-    torch.rand(stop_at)
-    rest = run(config)
-    assert (rest[0].step, rest[-1].began, rest[-1].interrupted) == (stop_at, stop_at, False)
-    assert sums(tmp_path / "run" / "step-00000060") == sums(tmp_path / "whole" / "step-00000060")
-    numbers = [(event.step, event.loss, event.grad_norm, event.lr) for event in only(first + rest, StepDone)]
-    assert numbers == [(event.step, event.loss, event.grad_norm, event.lr) for event in only(whole, StepDone)]
-    assert only(first + rest, Evaluated) == only(whole, Evaluated)
-    assert rest[-1].evaluation == whole[-1].evaluation
-    for event, key in (("step", "loss"), ("evaluated", "sample"), ("evaluated", "score")):
-        mine, theirs = (log(tmp_path / name, event) for name in ("run", "whole"))
-        assert [(line["step"], line[key]) for line in mine] == [(line["step"], line[key]) for line in theirs]
-
-
-@pytest.mark.parametrize("changes", [{"state": "reset"}, {"ema": 0.0}, {"dtype": "bfloat16"}, {"embedding": 5}])
-def test_other_kinds_of_runs_are_taken_up_exactly_too(
-    config: TrainConfig, tmp_path: Path, changes: dict[str, Any]
-) -> None:
-    config = dataclasses.replace(config, steps=12, **changes)
-    run(dataclasses.replace(config, out=str(tmp_path / "whole")))
-    run(config, 7)
-    run(dataclasses.replace(config, resume=True))
-    assert sums(tmp_path / "run" / "step-00000012") == sums(tmp_path / "whole" / "step-00000012")
-
-
-def test_a_crash_goes_back_to_the_last_save(config: TrainConfig, tmp_path: Path) -> None:
-    run(dataclasses.replace(config, out=str(tmp_path / "whole")))
-    for event in Trainer(config).run():
-        if isinstance(event, StepDone) and event.step == 17:
-            break
-    assert log(tmp_path / "run", "step")[-1]["step"] == 10
-    with (tmp_path / "run" / "log.jsonl").open("ab") as file:
-        file.write(b'{"event": "st')
-    rest = run(config)
-    assert rest[-1].began == 10
-    assert sums(tmp_path / "run" / "step-00000030") == sums(tmp_path / "whole" / "step-00000030")
-    assert [line["step"] for line in log(tmp_path / "run", "step")] == [1, 10, 20, 30]
-
-
-def test_a_crash_before_the_first_save_begins_again(config: TrainConfig, tmp_path: Path) -> None:
-    for event in Trainer(config).run():
-        if isinstance(event, StepDone) and event.step == 5:
-            break
-    assert run(dataclasses.replace(config, hidden=8, steps=3))[-1].began == 0
-    assert [line["step"] for line in log(tmp_path / "run", "step")] == [1, 3]
-
-
-def test_a_stop_before_the_first_step_saves_the_untrained_model(config: TrainConfig, tmp_path: Path) -> None:
-    trainer = Trainer(config)
-    trainer.stop()
-    events = list(trainer.run())
-    assert [type(event) for event in events] == [Started, Saved, Finished]
-    assert (events[-1].step, events[-1].interrupted) == (0, True)
-    run(dataclasses.replace(config, out=str(tmp_path / "whole")))
-    rest = list(trainer.run())
-    assert (rest[-1].step, rest[-1].interrupted) == (30, False)
-    assert sums(tmp_path / "run" / "step-00000030") == sums(tmp_path / "whole" / "step-00000030")
-
-
-def test_a_finished_run_says_so_and_goes_on_with_more_steps(config: TrainConfig, tmp_path: Path) -> None:
-    first = run(config)
-    again = run(config)
-    assert [type(event) for event in again] == [Started, Finished]
-    assert (again[-1].began, again[-1].step, again[-1].interrupted) == (30, 30, False)
-    assert again[-1].evaluation == first[-1].evaluation
-    assert len(log(tmp_path / "run", "finished")) == 1
-    more = run(dataclasses.replace(config, steps=40, eval_every=7, save_every=9, quiet=True))
-    assert (more[0].step, more[-1].step) == (30, 40)
-    assert TrainConfig.load(tmp_path / "run" / "config.toml").steps == 40
-    with pytest.raises(
-        ConfigError, match=r"has come to step 40, and this run would end at 35; give it more: --steps 80"
-    ):
-        run(dataclasses.replace(config, steps=35))
-
-
-def test_another_configuration_is_refused_and_says_where_it_differs(config: TrainConfig, tmp_path: Path) -> None:
-    run(config, 3)
-    before = (tmp_path / "run" / "config.toml").read_bytes()
-    other = dataclasses.replace(config, hidden=8, lr=0.5, steps=50)
-    with pytest.raises(ConfigError) as refused:
-        run(other)
-    assert str(refused.value) == (
-        f"{tmp_path / 'run'} holds a run that began otherwise:\n"
-        "  hidden: 8, the run has 12\n"
-        "  lr: 0.5, the run has 0.02\n"
-        f"go on with it as it is: --config {tmp_path / 'run' / 'config.toml'}, or begin another: --out DIRECTORY"
-    )
-    assert (tmp_path / "run" / "config.toml").read_bytes() == before
-
-
-def test_a_changed_text_is_refused_and_a_moved_one_is_not(config: TrainConfig, tale: Path, tmp_path: Path) -> None:
-    run(config, 3)
-    moved = tale.rename(tmp_path / "moved.txt")
-    there = dataclasses.replace(config, files=(str(moved),))
-    assert run(there, 5)[0].step == 3
-    moved.write_text(TALE[1:], encoding="utf-8")
-    with pytest.raises(ConfigError, match="the text is not the one that the run began with"):
-        run(there)
-
-
-def test_resume_insists_on_a_run(config: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has no saved model to go on from; leave --resume out to begin the run"):
-        run(dataclasses.replace(config, resume=True))
-    assert not (tmp_path / "run").exists()
-
-
-def test_a_directory_with_something_else_in_it_is_left_alone(config: TrainConfig, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="has something in it that is no training run; name another directory"):
-        run(dataclasses.replace(config, out=str(tmp_path)))
-    assert [path.name for path in tmp_path.iterdir()] == ["tale.txt"]
-    with pytest.raises(ConfigError, match=r"tale\.txt is a file; name a directory with --out"):
-        run(dataclasses.replace(config, out=str(tmp_path / "tale.txt")))
-
-
-def test_a_damaged_model_is_named(config: TrainConfig, tmp_path: Path) -> None:
-    run(config, 3)
-    (tmp_path / "run" / "step-00000003" / "training.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match=r"training\.safetensors has 0 bytes"):
-        run(config)
 
 
 def test_a_loss_that_is_no_number_ends_training_and_keeps_the_last_model(config: TrainConfig, tmp_path: Path) -> None:
@@ -343,16 +139,16 @@ def windows_by_hand(config: TrainConfig, corpus: Corpus, steps: int) -> list[flo
 def test_what_a_window_starts_from(config: TrainConfig, state: str) -> None:
     """Documents of every length, two epochs and more, against a loop written out; both policies differ from step 2."""
     config = dataclasses.replace(
-        config, state=state, dropout=0.0, clip=0.0, weight_decay=0.0, dtype="float64", steps=45, embedding=4
+        config, state=state, dropout=0.0, clip=0.0, weight_decay=0.0, dtype="float64", steps=25, embedding=4
     )
     ids = ByteTokenizer().encode(TALE)[:700]
     text = Split(ids, torch.tensor([0, 3, 90, 91, 200, 430, 555]).numpy())
     corpus = Corpus(text, None, None, ByteTokenizer(), "0" * 64)
     events = run(config, corpus=corpus)
-    assert events[0].windows_per_epoch < 45 / 2
-    expected = windows_by_hand(dataclasses.replace(config, out=None), corpus, 45)
+    assert events[0].windows_per_epoch < 25 / 2
+    expected = windows_by_hand(dataclasses.replace(config, out=None), corpus, 25)
     assert [event.loss for event in only(events, StepDone)] == pytest.approx(expected, rel=1e-9)
-    other = windows_by_hand(dataclasses.replace(config, state="reset" if state == "carry" else "carry"), corpus, 45)
+    other = windows_by_hand(dataclasses.replace(config, state="reset" if state == "carry" else "carry"), corpus, 25)
     assert other[0] == expected[0]
     assert all(abs(a - b) > 1e-6 for a, b in zip(other[1:10], expected[1:10], strict=True))
 
