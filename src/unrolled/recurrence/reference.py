@@ -40,6 +40,9 @@ def scan(
     [T, B]: the row starts from zeros before that step; `lengths` int64 [B]: from that step on the row is zero.
     """
     h, c = h0, c0
+    if lengths is not None:
+        # A row without steps never reads its state: were it NaN, the weights' gradients would be.
+        h, c = _zero(h, lengths == 0), _zero(c, lengths == 0)
     hs, cs, gates = [], [], []
     for t, from_input in enumerate(inputs):
         if resets is not None:
