@@ -264,6 +264,7 @@ def test_info_shows_sizes_files_and_training(call, text_file):
     assert ["parameters", f"{sum(p.numel() for p in run.model.parameters()):,}"] in words
     assert ["step", "3"] in words
     assert ["window", "16"] in words
+    assert ["nats", str(run.training["score"]["nats"])] in words
     manifest = json.loads((run.directory / "manifest.json").read_text())
     for name, entry in manifest["files"].items():
         assert [name, f"{entry['sha256']}  {entry['bytes']:,} bytes"] in words

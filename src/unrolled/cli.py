@@ -206,8 +206,14 @@ def info(run: Path, /) -> None:
             "tokens": f"{loaded.tokenizer.name}, {loaded.tokenizer.size} of them",
         },
     )
-    for title, values in (loaded.training or {}).items():
-        _section(title, values if isinstance(values, Mapping) else {title: values})
+    record = dict(loaded.training or {})
+    sections = {title: record.pop(title) for title in ("config", "score") if isinstance(record.get(title), Mapping)}
+    if record:
+        _section("training", record)
+    if "score" in sections:
+        _section("its last score on the validation text, in blocks", sections["score"])
+    if "config" in sections:
+        _section("its configuration", sections["config"])
     sums = {name: f"{entry['sha256']}  {entry['bytes']:,} bytes" for name, entry in manifest["files"].items()}
     _section("files, all as they were saved (sha256)", sums)
 
