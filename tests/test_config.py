@@ -42,6 +42,7 @@ def test_a_default_is_a_configuration() -> None:
         ({"hidden": None}, "hidden must be a whole number, got None"),
         ({"lanes": True}, "lanes must be a whole number, got True"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
+        ({"seed": 2**63}, r"seed must be below 2\*\*63, got 9223372036854775808"),
         ({"threads": 0}, "threads must be at least 1, got 0"),
         ({"tokens": "bpe"}, "tokens must be one of byte, char, got 'bpe'"),
         ({"state": "keep"}, "state must be one of carry, reset, got 'keep'"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 from runs import TALE, log, only, run, small, sums
 
-from unrolled.checkpoint import CheckpointError, latest
+from unrolled.checkpoint import CheckpointError, Training, latest, load, load_training, save_step
 from unrolled.config import ConfigError
 from unrolled.train import Evaluated, Finished, Saved, Started, StepDone, TrainConfig, Trainer
 
@@ -73,6 +73,7 @@ def test_a_crash_goes_back_to_the_last_save(config: TrainConfig, tmp_path: Path)
         file.write(b'{"event": "st')
     rest = run(config)
     assert rest[-1].began == 10
+    assert [line["directory"] for line in log(tmp_path / "run", "saved")] == [f"step-000000{n}" for n in (10, 20, 30)]
     assert sums(tmp_path / "run" / "step-00000030") == sums(tmp_path / "whole" / "step-00000030")
     assert [line["step"] for line in log(tmp_path / "run", "step")] == [1, 10, 20, 30]
 
@@ -156,4 +157,34 @@ def test_a_damaged_model_is_named(config: TrainConfig, tmp_path: Path) -> None:
     run(config, 3)
     (tmp_path / "run" / "step-00000003" / "training.safetensors").write_bytes(b"")
     with pytest.raises(CheckpointError, match=r"training\.safetensors has 0 bytes"):
+        run(config)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"config": {"heads": 3}}, "heads is no field"),
+        ({"step": "3"}, "step and log_bytes must be whole numbers"),
+        ({"score": {"nats": 1}}, "missing"),
+        ({"config": None}, "None"),
+    ],
+)
+def test_a_record_of_something_else(config: TrainConfig, tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+    run(config, 1)
+    saved = tmp_path / "run" / "step-00000001"
+    was = load_training(saved)
+    loaded = load(saved)
+    save_step(tmp_path / "run", 2, loaded.model, loaded.tokenizer, Training({**was.record, **fields}, was.tensors))
+    with pytest.raises(CheckpointError, match=rf"training\.json is not of a training run \(.*{message}"):
+        run(config)
+
+
+def test_tensors_of_another_run(config: TrainConfig, tmp_path: Path) -> None:
+    run(config, 1)
+    was, loaded = load_training(tmp_path / "run"), load(tmp_path / "run")
+    tensors = {**was.tensors, "state.h": was.tensors["state.h"][:, :2]}
+    save_step(tmp_path / "run", 2, loaded.model, loaded.tokenizer, Training({**was.record, "step": 2}, tensors))
+    with pytest.raises(
+        CheckpointError, match=r"training\.safetensors: state\.h is \[2, 2, 12\], expected \[2, 4, 12\]"
+    ):
         run(config)

@@ -48,6 +48,7 @@ __all__ = [
     "load_training",
     "save_model",
     "save_step",
+    "step_name",
 ]
 
 LATEST = "latest"
@@ -143,7 +144,7 @@ def save_step(run: PathLike, step: int, model: LanguageModel, tokenizer: Tokeniz
     At every moment `latest` names a whole model. Nothing is written if it names this step already.
     """
     run = Path(run)
-    target, before = run / f"step-{step:08d}", latest(run)
+    target, before = run / step_name(step), latest(run)
     if target == before:
         return target
     if target.exists():
@@ -155,6 +156,10 @@ def save_step(run: PathLike, step: int, model: LanguageModel, tokenizer: Tokeniz
         if entry not in (target, before) and (_STEP.fullmatch(entry.name) or is_leftover(entry)):
             remove(entry)
     return target
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
 
 
 def latest(run: PathLike) -> Path | None:

@@ -128,6 +128,8 @@ class TrainConfig:
             if isinstance(value, bool) or not isinstance(value, int | float) or not allowed(value):
                 raise ConfigError(f"{name} must be {rule}, got {value!r}")
             self._set(name, float(value))
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed must be below 2**63, got {self.seed}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")

@@ -61,7 +61,7 @@ class Saved:
 class Finished:
     """The last event. `began`: the step at which this call took the run up; equal to `step` if nothing was left to do.
 
-    `evaluation` scores at most a million tokens of the validation text; None without one, and where interrupted.
+    `evaluation` scores at most 500,000 tokens of the validation text; None without one, and where interrupted.
     """
 
     step: int

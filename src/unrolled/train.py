@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .checkpoint import CheckpointError, Run, Training, check_shapes, latest, load, load_training, save_step
+from .checkpoint import CheckpointError, Run, Training, check_shapes, latest, load, load_training, save_step, step_name
 from .config import ConfigError, TrainConfig
 from .corpus import Corpus, Split, read_corpus
 from .evaluate import Score, blocks, evaluate
@@ -44,7 +44,7 @@ __all__ = [
 
 # Validation tokens scored while training goes on, in blocks, and at its end, both ways: more would cost more time than
 # it tells.
-EVALUATION_TOKENS, FINAL_TOKENS = 200_000, 1_000_000
+EVALUATION_TOKENS, FINAL_TOKENS = 200_000, 500_000
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 200, 0.8
 LOG_EVERY = 10
 CONFIG_FILE = "config.toml"
@@ -155,6 +155,10 @@ class Trainer:
         try:
             earlier = TrainConfig.from_dict(training.record["config"])
             step, log, text = (training.record[key] for key in ("step", "log_bytes", "sha256"))
+            score = training.record["score"]
+            self._score = None if score is None else Score(**score)
+            if type(step) is not int or type(log) is not int:
+                raise TypeError("step and log_bytes must be whole numbers")
         except (KeyError, TypeError, ConfigError) as error:
             raise CheckpointError(f"{newest / 'training.json'} is not of a training run ({error})") from None
         changed = self.config.changed_from(earlier)
@@ -173,7 +177,7 @@ class Trainer:
             )
         self._restore(load(newest), training)
         self._step = self._saved = step
-        return int(log)
+        return log
 
     def _start(self, journal: Journal) -> Started:
         event = Started(
@@ -184,6 +188,9 @@ class Trainer:
             self.corpus.sizes,
             self.lanes.windows_per_epoch,
         )
+        if self._saved >= 0:
+            # The model vouches for the log up to its own line, which was cut off with all that followed.
+            self._log_saved(journal)
         journal.write(
             "started",
             step=self._step,
@@ -209,7 +216,7 @@ class Trainer:
         loss = nats(logits, targets, scored) / max(1, tokens)
         norm = self.optimizer.backward(loss)
         # The one moment at which a step waits for the device.
-        mean, length = torch.stack([loss.detach().double(), norm.double()]).tolist()
+        mean, length = torch.stack([loss.detach(), norm.to(loss.dtype)]).tolist()
         if not (math.isfinite(mean) and math.isfinite(length)):
             self._give_up(mean, length, journal)
         rate = self.optimizer.step(self._step, norm)
@@ -265,8 +272,11 @@ class Trainer:
         training = Training(record, self._tensors())
         directory = save_step(self.directory, self._step, self.averaged, self.corpus.tokenizer, training)
         self._saved = self._step
-        journal.write("saved", step=self._step, directory=directory.name)
+        self._log_saved(journal)
         return Saved(self._step, directory)
+
+    def _log_saved(self, journal: Journal) -> None:
+        journal.write("saved", step=self._saved, directory=step_name(self._saved))
 
     def _finish(self, journal: Journal, began: int) -> Finished:
         interrupted = self._step < self.steps
@@ -293,8 +303,6 @@ class Trainer:
         self.optimizer.restore(step, run.model, tensors)
         if self.config.state == "carry":
             self._state = LSTMState(tensors["state.h"], tensors["state.c"]).to(self.device)
-        score = training.record.get("score")
-        self._score = None if score is None else Score(**score)
 
     @cached_property
     def _bytes_per_token(self) -> float:
