@@ -6,8 +6,10 @@ it shows. `<!-- not run: reason -->` right above a block has it compiled only.
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import re
+import shlex
 import socket
 import sys
 from collections.abc import Iterator
@@ -18,8 +20,12 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote, urlsplit
 
 import pytest
+from cyclopts import CycloptsError
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
+
+from unrolled.cli import app
+from unrolled.config import ConfigError
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
@@ -122,10 +128,31 @@ def broken_links(page: Path) -> list[str]:
     return broken
 
 
+def shell_lines(text: str) -> list[str]:
+    """What a page tells its reader to type: inline code, the lines of ```sh, and those after "$ " in ```console."""
+    lines = [token.content for token in inline(text) if token.type == "code_inline"]
+    for block in blocks(text):
+        joined = block.source.replace("\\\n", " ").splitlines()
+        if block.language == "sh":
+            lines += joined
+        elif block.language == "console":
+            lines += [line.removeprefix("$ ") for line in joined if line.startswith("$ ")]
+    return lines
+
+
 def make_targets(text: str) -> set[str]:
-    shown = [token.content for token in inline(text) if token.type == "code_inline"]
-    shown += [block.source for block in blocks(text) if block.language in {"sh", "console"}]
-    return {target for code in shown for target in re.findall(r"^(?:\$ )?make ([a-z][a-z-]*)", code, re.MULTILINE)}
+    return {found[1] for line in shell_lines(text) if (found := re.match(r"make ([a-z][a-z-]*)", line))}
+
+
+def commands(text: str) -> list[list[str]]:
+    """The arguments of every `unrolled` that a page shows, up to a pipe, a redirection or a comment."""
+    found = []
+    for line in shell_lines(text):
+        if called := re.match(r"(?:\S*/)?(?:python3? -m )?unrolled (.*)", line):
+            words = list(shlex.shlex(called[1], posix=True, punctuation_chars=True))
+            end = next((n for n, word in enumerate(words) if set(word) <= set("|&;<>()")), len(words))
+            found.append(words[:end])
+    return found
 
 
 @pytest.fixture
@@ -165,6 +192,14 @@ def test_make_targets_exist(page: Path):
     assert make_targets(page.read_text(encoding="utf-8")) <= set(re.findall(r"^([a-z-]+):", makefile, re.MULTILINE))
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_name)
+def test_commands_and_their_flags_exist(page: Path):
+    for words in commands(page.read_text(encoding="utf-8")):
+        # A file that the command names need not be there.
+        with contextlib.suppress(OSError, ConfigError):
+            app.parse_args(words, exit_on_error=False, print_error=False)
+
+
 SAMPLE = """
 # A `page`, with code!
 
@@ -197,7 +232,18 @@ assert later == 5
 ```
 
 ## A `page`, with code!
-See [here](#a-page-with-code-1), [there](docs/api.md#nowhere), [gone](gone.md), `make tea`.
+See [here](#a-page-with-code-1), [there](docs/api.md#nowhere), [gone](gone.md), `make tea`, `unrolled info RUN`.
+
+```sh
+.venv/bin/unrolled train "a b.txt" \\
+    --steps 5 | tee log  # a comment
+make coffee ARGS="x"
+```
+
+```console
+$ unrolled generate runs/x --prompt "It's"
+unrolled trains no more
+```
 
 | a table |
 |---|
@@ -213,6 +259,8 @@ def test_blocks_share_a_namespace_in_order():
         ("pycon", 16, ""),
         ("python", 24, "needs a network"),
         ("python", 28, ""),
+        ("sh", 35, ""),
+        ("console", 41, ""),
     ]
     assert "page" not in sys.modules
 
@@ -255,4 +303,19 @@ def test_broken_links_and_targets_are_found(tmp_path: Path, monkeypatch: pytest.
         "#x: no such heading",
         "../x.md: no such file in the repository",
     ]
-    assert make_targets(SAMPLE) == {"tea"}
+
+
+def test_what_a_page_tells_to_type_is_found():
+    assert make_targets(SAMPLE) == {"tea", "coffee"}
+    assert commands(SAMPLE) == [
+        ["info", "RUN"],
+        ["train", "a b.txt", "--steps", "5"],
+        ["generate", "runs/x", "--prompt", "It's"],
+    ]
+
+
+@pytest.mark.parametrize("wrong", ["trian x.txt", "train x.txt --stepps 5", "train --steps five", "eval runs/x"])
+def test_a_wrong_command_is_found(wrong: str):
+    [words] = commands(f"`unrolled {wrong}`")
+    with pytest.raises(CycloptsError):
+        app.parse_args(words, exit_on_error=False, print_error=False)
