@@ -56,7 +56,7 @@ def largest_difference(model: MultiLayerLSTM, chunk: int) -> float:
     for x in signal.split(chunk, dim=1):
         output, state = model(x, state)
         outputs.append(output)
-    return (torch.cat(outputs, dim=1) - model(signal)[0]).abs().max().item()
+    return float((torch.cat(outputs, dim=1) - model(signal)[0]).abs().max())
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import torch
 from unrolled import CharTokenizer, Lanes, LanguageModel, ModelConfig, Split, nats
 from unrolled.trace import picture
 
-PAIRS = ("()", "[]")
+PAIRS = (("(", ")"), ("[", "]"))
 
 
 def brackets(pairs: int) -> str:
@@ -48,7 +48,7 @@ def main() -> None:
     tokenizer = CharTokenizer.from_text("([.])")
     text = brackets(3000)
     model = LanguageModel(ModelConfig(vocabulary=tokenizer.size, hidden=8, layers=1))
-    train(model, Lanes(Split(tokenizer.encode(text), np.array([0])), lanes=32, window=32, seed=0), epochs=24)
+    train(model, Lanes(Split(tokenizer.encode(text), np.array([0])), lanes=32, window=32, seed=0), epochs=16)
 
     shown = "(........)[........](...)[...](.....)[..........]"
     ids = torch.from_numpy(tokenizer.encode(shown)).unsqueeze(0)
