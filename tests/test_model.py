@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from unrolled.model import LanguageModel, ModelConfig
 from unrolled.stack import MultiLayerLSTM
 
-SMALL = ModelConfig(11, hidden=6, layers=2)
+SMALL = ModelConfig(11, hidden=6, layers=2, embedding=0)
 EMBEDDED = ModelConfig(11, hidden=6, layers=2, embedding=4)
 
 

@@ -68,8 +68,8 @@ class TrainConfig:
     """LSTM layers."""
     hidden: int = 256
     """Width of each layer."""
-    embedding: int = 0
-    """Width of a learned embedding of the tokens; 0 feeds one-hot rows."""
+    embedding: int = 64
+    """Width of a learned embedding of the tokens; 0 feeds one-hot rows, which learn more slowly at first."""
     dropout: float = 0.2
     """Share of h dropped between layers and before the projection."""
     lanes: int = 64
@@ -111,7 +111,7 @@ class TrainConfig:
     resume: bool = False
     """Insist on going on with a run that exists; without this, a new one is begun where there is none."""
     quiet: bool = False
-    """Say only what went wrong."""
+    """Print the end result and what went wrong, nothing on the way."""
 
     def __post_init__(self) -> None:
         self._set("files", _files(self.files))

@@ -20,7 +20,7 @@ class ModelConfig:
     vocabulary: int
     hidden: int = 256
     layers: int = 2
-    embedding: int = 0
+    embedding: int = 64
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
