@@ -26,6 +26,7 @@ def small(directory: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
         tokens="char",
         hidden=12,
         layers=2,
+        embedding=0,
         dropout=0.1,
         lanes=4,
         window=16,
