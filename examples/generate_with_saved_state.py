@@ -32,7 +32,7 @@ def learn(folder: Path) -> Path:
     """Train on the rhyme until the model has it by heart; return the run's directory."""
     text, run = folder / "rhyme.txt", folder / "run"
     text.write_text(f"{RHYME}\n\n" * 20, encoding="utf-8")
-    config = replace(SMALL, files=(str(text),), out=str(run), steps=160, eval_every=160, lr=0.01, ema=0.9, threads=1)
+    config = replace(SMALL, files=(str(text),), out=str(run), steps=120, eval_every=120, lr=0.01, ema=0.9, threads=1)
     for _ in Trainer(config).run():
         pass
     return run

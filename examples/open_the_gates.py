@@ -47,7 +47,7 @@ def main() -> None:
     torch.manual_seed(0)
     tokenizer = CharTokenizer.from_text("([.])")
     text = brackets(3000)
-    model = LanguageModel(ModelConfig(vocabulary=tokenizer.size, hidden=8, layers=1))
+    model = LanguageModel(ModelConfig(vocabulary=tokenizer.size, hidden=8, layers=1, embedding=0))
     train(model, Lanes(Split(tokenizer.encode(text), np.array([0])), lanes=32, window=32, seed=0), epochs=16)
 
     shown = "(........)[........](...)[...](.....)[..........]"
