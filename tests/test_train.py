@@ -106,9 +106,23 @@ def test_a_loss_that_is_no_number_ends_training_and_keeps_the_last_model(config:
         f"{tmp_path / 'run' / 'step-00000010'} is the last good model. Begin again with a lower --lr (it is 0.02), a "
         "longer --warmup (it is 3) or a smaller --clip (it is 1)"
     )
-    assert log(tmp_path / "run", "diverged") == [{"event": "diverged", "step": 15, "loss": "nan", "grad_norm": "nan"}]
+    reason = "the loss is nan and the gradient's norm nan at step 15"
+    assert log(tmp_path / "run", "diverged") == [{"event": "diverged", "step": 14, "reason": reason}]
     assert load(tmp_path / "run").directory.name == "step-00000010"
     assert run(config)[-1].step == 30
+
+
+def test_weights_that_are_no_numbers_are_never_saved(config: TrainConfig, tmp_path: Path) -> None:
+    trainer = Trainer(dataclasses.replace(config, clip=0.0, eval_every=30))
+    events = trainer.run()
+    for event in events:
+        if isinstance(event, StepDone) and event.step == 20:
+            break
+    with torch.no_grad():
+        trainer.averaged.lstm.layers[1].b_o[3] = torch.inf
+    with pytest.raises(TrainingError, match=r"the weights are no longer finite after step 20: .* clipped, --clip 1$"):
+        next(events)
+    assert load(tmp_path / "run").directory.name == "step-00000010"
 
 
 def windows_by_hand(config: TrainConfig, corpus: Corpus, steps: int) -> list[float]:

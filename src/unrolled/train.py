@@ -218,7 +218,7 @@ class Trainer:
         # The one moment at which a step waits for the device.
         mean, length = torch.stack([loss.detach(), norm.to(loss.dtype)]).tolist()
         if not (math.isfinite(mean) and math.isfinite(length)):
-            self._give_up(mean, length, journal)
+            self._give_up(f"the loss is {mean} and the gradient's norm {length} at step {self._step + 1}", journal)
         rate = self.optimizer.step(self._step, norm)
         self._state = state.detach()
         self._step += 1
@@ -239,17 +239,22 @@ class Trainer:
             journal.write("step", **asdict(event))
         return event
 
-    def _give_up(self, loss: float, norm: float, journal: Journal) -> NoReturn:
-        journal.write("diverged", step=self._step + 1, loss=str(loss), grad_norm=str(norm))
-        kept = latest(self.directory)
+    def _check_weights(self, journal: Journal) -> None:
+        if not all(bool(weight.isfinite().all()) for weight in self.averaged.parameters()):
+            self._give_up(f"the weights are no longer finite after step {self._step}", journal)
+
+    def _give_up(self, what: str, journal: Journal) -> NoReturn:
+        journal.write("diverged", step=self._step, reason=what)
+        config, kept = self.config, latest(self.directory)
         left = f"{kept} is the last good model" if kept else "no model had been saved yet"
+        clip = f"a smaller --clip (it is {config.clip:g})" if config.clip else "gradients clipped, --clip 1"
         raise TrainingError(
-            f"the loss is {loss} and the gradient's norm {norm} at step {self._step + 1}: training diverged; {left}. "
-            f"Begin again with a lower --lr (it is {self.config.lr:g}), a longer --warmup (it is "
-            f"{self.config.warmup}) or a smaller --clip (it is {self.config.clip:g})"
+            f"{what}: training diverged; {left}. Begin again with a lower --lr (it is {config.lr:g}), a longer "
+            f"--warmup (it is {config.warmup}) or {clip}"
         )
 
     def _evaluate(self, journal: Journal) -> Evaluated:
+        self._check_weights(journal)
         tokenizer = self.corpus.tokenizer
         if self.corpus.val is not None:
             self._score = blocks(self.averaged, _first(self.corpus.val, EVALUATION_TOKENS), tokenizer)
@@ -261,6 +266,7 @@ class Trainer:
         return event
 
     def _save(self, journal: Journal) -> Saved:
+        self._check_weights(journal)
         record = {
             "step": self._step,
             "steps": self.steps,
