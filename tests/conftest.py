@@ -3,6 +3,7 @@ that betrays a missing write."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -10,6 +11,11 @@ from typing import Any
 import hypothesis
 import pytest
 import torch
+
+# The tensors of tests are small: a second thread gains nothing, and where the machine has other work, threads that wait
+# for each other take a hundred times as long. The variable tells the interpreters that tests start.
+torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A deadline would make a slow machine fail a correct program; the printed blob replays a failure anywhere.
 hypothesis.settings.register_profile("unrolled", deadline=None, print_blob=True)
