@@ -1,4 +1,4 @@
-"""How long `import unrolled` takes beyond `import torch` and `import numpy`, which it needs.
+"""How long `from unrolled import MultiLayerLSTM` takes beyond `import torch` and `import numpy`, which it needs.
 
 Each measurement is a fresh interpreter; those that import torch alone and those that import unrolled take turns, so
 that whatever else the machine does falls on both. Within one process the two parts are timed one after the other: what
@@ -28,7 +28,7 @@ import time
 start = time.perf_counter()
 import numpy, torch
 between = time.perf_counter()
-import unrolled
+from unrolled import MultiLayerLSTM
 print(between - start, time.perf_counter() - between)
 """
 

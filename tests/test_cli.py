@@ -99,14 +99,9 @@ def test_version(call):
     assert call("--version") == (0, f"{unrolled.__version__}\n", "")
 
 
-def test_the_command_line_itself_does_without_torch():
-    """What `import unrolled` loads is measured elsewhere; here an empty package stands in for it."""
-    source = Path(unrolled.__file__).parent
+def test_help_does_without_torch():
     script = (
-        "import sys, types\n"
-        "package = types.ModuleType('unrolled')\n"
-        f"package.__path__ = [{str(source)!r}]\n"
-        "sys.modules['unrolled'] = package\n"
+        "import sys\n"
         "from unrolled.cli import main\n"
         "for tokens in (['--help'], ['train', '--help'], ['eval', '--help'], ['generate', '--help']):\n"
         "    main(tokens)\n"

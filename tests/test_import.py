@@ -1,4 +1,4 @@
-"""What `import unrolled` loads, changes and offers: torch, numpy and its own layers; nothing; every public name."""
+"""What `import unrolled` loads, changes and offers: nothing before a name is used; nothing; every public name."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ import unrolled
 
 ROOT = Path(__file__).parents[1]
 FRONT = ROOT / "src/unrolled/__init__.py"
-# What the front door needs at once. A submodule that appears here makes every `import unrolled` pay for it.
-EAGER = {
+# What the layers need. A submodule that appears here makes everybody who wants a layer pay for it.
+OF_THE_LAYERS = {
     "unrolled",
     "unrolled.arguments",
     "unrolled.layer",
@@ -42,18 +42,31 @@ def fresh(program: str) -> Any:
     return json.loads(run.stdout)
 
 
-def test_import_loads_torch_numpy_and_the_layers_alone():
+def test_import_alone_loads_the_standard_library_and_nothing_else():
+    loaded = fresh("import json, sys, unrolled; print(json.dumps(sorted(sys.modules)))")
+    allowed = sys.stdlib_module_names | {"unrolled", "__main__"}
+    foreign = {name.partition(".")[0] for name in loaded} - allowed - site_packages_at_start()
+    assert not foreign, f"import unrolled also loads {', '.join(sorted(foreign))}"
+    assert [name for name in loaded if name.startswith("unrolled")] == ["unrolled"]
+
+
+def test_the_layers_load_torch_and_numpy_alone():
     loaded = fresh("""
 import json, sys
 import numpy, torch
 before = set(sys.modules)
-import unrolled
+from unrolled import LSTMLayer, LSTMState, MultiLayerLSTM, backends
 print(json.dumps(sorted(set(sys.modules) - before)))
 """)
     own = {name for name in loaded if name.partition(".")[0] == "unrolled"}
     foreign = {name.partition(".")[0] for name in loaded} - sys.stdlib_module_names - {"unrolled", "torch", "numpy"}
-    assert not foreign, f"import unrolled also loads {', '.join(sorted(foreign))}"
-    assert own == EAGER
+    assert not foreign, f"the layers also load {', '.join(sorted(foreign))}"
+    assert own == OF_THE_LAYERS
+
+
+def site_packages_at_start() -> set[str]:
+    """What an interpreter of this environment loads before it runs anything: editable installs hook in there."""
+    return {name.partition(".")[0] for name in fresh("import json, sys; print(json.dumps(sorted(sys.modules)))")}
 
 
 def test_import_does_nothing_else():
@@ -85,7 +98,7 @@ def world():
     }
 
 before = world()
-import unrolled
+from unrolled import MultiLayerLSTM
 after = world()
 print(json.dumps([name for name in before if before[name] != after[name]]))
 """)
@@ -98,11 +111,8 @@ def test_the_three_lists_of_the_front_door_agree():
     for_type_checkers = {
         name.name: node.module for node in guarded.body if isinstance(node, ast.ImportFrom) for name in node.names
     }
-    eager = {
-        name.name for node in tree.body if isinstance(node, ast.ImportFrom) and node.level == 1 for name in node.names
-    }
     assert for_type_checkers == unrolled._HOME
-    assert set(unrolled.__all__) == eager | set(unrolled._HOME)
+    assert set(unrolled.__all__) == set(unrolled._HOME)
     assert len(unrolled.__all__) == len(set(unrolled.__all__))
 
 
@@ -127,7 +137,7 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str):
 )
 def test_a_function_is_never_hidden_by_its_module(before: str):
     """`evaluate` and `generate` each name a function and the module it is in: the public name is the function."""
-    shared = sorted(set(unrolled._HOME) & set(unrolled._TOOLKIT))
+    shared = sorted(set(unrolled._HOME) & set(unrolled._MODULES))
     assert shared == ["evaluate", "generate"]
     found = fresh(f"""
 {before}

@@ -1,7 +1,7 @@
 """Unrolled: an LSTM you can see into, at the speed of one you can't.
 
-The layers are here at once; the toolkit around them (text, training, generation, checkpoints) is imported when one of
-its names is first used, so that `import unrolled` loads torch and nothing else.
+Every name is imported when it is first used: `import unrolled` alone loads nothing, the layers load torch, and only the
+toolkit around them (text, training, generation, checkpoints) loads what it needs beside torch.
 """
 
 from __future__ import annotations
@@ -12,11 +12,6 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from .layer import LayerGradients, LayerTrace, LSTMLayer
-from .recurrence import BackendUnavailable, Choice, backends
-from .stack import MultiLayerLSTM, Trace
-from .state import LSTMState
-
 if TYPE_CHECKING:
     from .checkpoint import CheckpointError, Run, load, save_model
     from .config import ConfigError, TrainConfig
@@ -25,8 +20,12 @@ if TYPE_CHECKING:
     from .events import Evaluated, Finished, Saved, Started, StepDone
     from .generate import Piece, generate
     from .lanes import Lanes, Window
+    from .layer import LayerGradients, LayerTrace, LSTMLayer
     from .loss import bits_per_byte, nats, perplexity
     from .model import LanguageModel, ModelConfig
+    from .recurrence import BackendUnavailable, Choice, backends
+    from .stack import MultiLayerLSTM, Trace
+    from .state import LSTMState
     from .tokens import (
         ByteTokenizer,
         CharTokenizer,
@@ -40,7 +39,11 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_TOOLKIT = {
+_MODULES = {
+    "layer": ("LSTMLayer", "LayerTrace", "LayerGradients"),
+    "stack": ("MultiLayerLSTM", "Trace"),
+    "state": ("LSTMState",),
+    "recurrence": ("backends", "Choice", "BackendUnavailable"),
     "tokens": (
         "ByteTokenizer",
         "CharTokenizer",
@@ -61,7 +64,7 @@ _TOOLKIT = {
     "checkpoint": ("save_model", "load", "Run", "CheckpointError"),
     "generate": ("generate", "Piece"),
 }
-_HOME = {name: module for module, names in _TOOLKIT.items() for name in names}
+_HOME = {name: module for module, names in _MODULES.items() for name in names}
 
 __all__ = [
     "LSTMLayer",
