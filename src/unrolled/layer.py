@@ -51,6 +51,7 @@ class LayerTrace:
     _w_h: Tensor
     _resets: Tensor | None
     _lengths: Tensor | None
+    _compiled: bool
 
     def gradients(self, loss: Tensor) -> LayerGradients:
         """The total gradients of the scalar `loss` in this layer; the graph is kept.
@@ -68,6 +69,12 @@ def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradient
     """`LayerTrace.gradients` of several layers in one backward pass."""
     inputs = [[pre] if isinstance(pre := trace._scanned.pre, Tensor) else list(pre) for trace in layers]
     wanted = [tensor for trace, pre in zip(layers, inputs, strict=True) for tensor in (trace.h, trace.c, *pre)]
+    if any(trace._compiled for trace in layers):
+        # Its outputs hang side by side on one node: what reaches h through c and later steps would be missing.
+        raise RuntimeError(
+            "this trace was taken by a compiled call, whose graph cannot be entered; take it with the module itself, "
+            "model.trace(...), outside torch.compile"
+        )
     if not all(tensor.requires_grad for tensor in wanted):
         raise RuntimeError(
             "this trace was taken without gradients: under torch.no_grad(), or with an input, input weights and biases "
@@ -188,7 +195,8 @@ class LSTMLayer(nn.Module):
             for steps, before in zip((scanned.h, scanned.c), initial, strict=True)
         )
         i, f, g, o = scanned.gates.unbind(2)
-        return LayerTrace(scanned.h, scanned.c, i, f, g, o, (state[0], state[1]), scanned, w_h, resets, lengths)
+        last, compiled = (state[0], state[1]), torch.compiler.is_compiling()
+        return LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, w_h, resets, lengths, compiled)
 
     def extra_repr(self) -> str:
         backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
