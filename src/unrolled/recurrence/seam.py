@@ -50,10 +50,7 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
     `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
     [T, B, 4, H]) and `reference.scan_backward`. They may write only into memory that they allocate.
     """
-    scan_op = _register(name, _INPUTS, forward, _like_scan, _ROWS_IN, _ROWS_OUT)
-    backward_op = _register(
-        f"{name}_backward", _BACKWARD_INPUTS, backward, _like_backward, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT
-    )
+    scan_op, backward_op = _register_both(name, forward, backward)
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -89,15 +86,6 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
             return _map(Forward.apply, _ROWS_IN, _ROWS_OUT, info.batch_size, in_dims, args)
 
-    torch.library.register_autograd(
-        f"unrolled::{name}", lambda ctx, *grads: _first_order(backward_op, ctx, grads), setup_context=_setup
-    )
-    torch.library.register_autograd(
-        f"unrolled::{name}_backward",
-        lambda ctx, *grads: _second_order(ctx.saved_tensors, grads),
-        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
-    )
-
     def scan(
         pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -106,6 +94,23 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
         return h, c, gates
 
     return scan
+
+
+def _register_both(name: str, forward: Scan, backward: ScanBackward) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """The two operators with their derivatives, as compiled graphs hold them."""
+    scan_op = _register(name, _INPUTS, forward, _like_scan, _ROWS_IN, _ROWS_OUT)
+    backward_op = _register(
+        f"{name}_backward", _BACKWARD_INPUTS, backward, _like_backward, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT
+    )
+    torch.library.register_autograd(
+        f"unrolled::{name}", lambda ctx, *grads: _first_order(backward_op, ctx, grads), setup_context=_setup
+    )
+    torch.library.register_autograd(
+        f"unrolled::{name}_backward",
+        lambda ctx, *grads: _second_order(ctx.saved_tensors, grads),
+        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+    )
+    return scan_op, backward_op
 
 
 def _register(
