@@ -27,14 +27,17 @@ SIZES = ((3, 5), (4, 7), (2, 300), (6, 3))
 
 inductor = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++"))
-    or not (Path(sysconfig.get_path("include")) / "Python.h").exists(),
-    reason="torch's inductor compiles C++ on the CPU: it needs g++ or clang++, and Python.h",
+    or not (Path(sysconfig.get_path("include")) / "Python.h").exists()
+    or " " in torch.__file__,
+    reason="torch's inductor compiles C++ on the CPU: it needs g++ or clang++, Python.h, and a path without spaces",
 )
 
 
 @pytest.fixture(autouse=True)
-def _fresh_compiler() -> None:
+def _fresh_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch._dynamo.reset()
+    # Of its own: the shared one keeps headers that were compiled against another environment's torch.
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "inductor"))
 
 
 class Recorder:

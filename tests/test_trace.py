@@ -5,10 +5,18 @@ import pytest
 import torch
 from rich.cells import cell_len
 from rich.console import Console
+from rich.style import Style
 
 from unrolled import MultiLayerLSTM
 from unrolled.tokens import ByteTokenizer
-from unrolled.trace import picture, telling_unit
+from unrolled.trace import _style, picture, telling_unit
+
+
+@pytest.fixture(autouse=True)
+def _no_remembered_colours():
+    """Rich keeps a style's escape codes as first written, also for a console with more colours, or fewer."""
+    _style.cache_clear()
+    Style._add.cache_clear()
 
 
 def opened(text, layers=2, rows=1):
