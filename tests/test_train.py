@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import SAMPLE, TALE, log, only, run, small, sums
+from small_runs import SAMPLE, TALE, log, only, run, small, sums
 
 from unrolled.checkpoint import load
 from unrolled.config import ConfigError

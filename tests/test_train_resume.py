@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from runs import TALE, log, only, run, small, sums
+from small_runs import TALE, log, only, run, small, sums
 
 from unrolled.checkpoint import CheckpointError, Training, latest, load, load_training, save_step
 from unrolled.config import ConfigError
