@@ -56,7 +56,7 @@ ARROWS: dict[str, set[str]] = {
         *("model", "lanes", "loss", "evaluate", "generate", "checkpoint", "corpus", "tokens", "state"),
         *("config", "events", "journal", "optimize"),
     },
-    "progress": {"train", "config", "events", "evaluate", "generate", "trace"},
+    "progress": {"train", "config", "events", "evaluate", "model", "trace"},
 }
 ARROWS[FRONT] = {"layer", "stack", "state", "recurrence"} | {
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from .corpus import Split
 from .loss import bits_per_byte, perplexity, token_nats
-from .model import LanguageModel
+from .model import LanguageModel, evaluating
 from .tokens import Tokenizer
 
 BLOCK = 256
@@ -61,7 +59,7 @@ def stateful(model: LanguageModel, split: Split, tokenizer: Tokenizer, *, chunk:
     opens[split.starts] = True
     chunk = max(1, min(chunk, _LOGITS // model.config.vocabulary))
     total, state, device = 0.0, model.zero_state(1), _device(model)
-    with _scoring(model):
+    with torch.inference_mode(), evaluating(model):
         for begin in range(0, len(split) - 1, chunk):
             end = min(begin + chunk, len(split) - 1)
             ids, openings = _tensor(split.ids[begin : end + 1], device), torch.from_numpy(opens[begin : end + 1])
@@ -81,7 +79,7 @@ def blocks(model: LanguageModel, split: Split, tokenizer: Tokenizer, *, block: i
     begins, lengths = _cut(split, block)
     batch = max(1, min(_BATCH, _LOGITS // (block * model.config.vocabulary)))
     total, device = 0.0, _device(model)
-    with _scoring(model):
+    with torch.inference_mode(), evaluating(model):
         for first in range(0, len(begins), batch):
             some, valid = begins[first : first + batch], lengths[first : first + batch]
             positions = some[:, None] + np.arange(int(valid.max()) + 1)
@@ -136,16 +134,3 @@ def _device(model: LanguageModel) -> torch.device:
 
 def _tensor(ids: NDArray[np.integer[Any]], device: torch.device) -> Tensor:
     return torch.from_numpy(ids.astype(np.int64)).to(device)
-
-
-@contextmanager
-def _scoring(model: LanguageModel) -> Iterator[None]:
-    """No gradients and no dropout; afterwards every module is back in its own mode."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True

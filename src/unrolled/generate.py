@@ -2,14 +2,13 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .model import LanguageModel
+from .model import LanguageModel, evaluating
 from .state import LSTMState
 from .tokens import IntArray, Tokenizer
 
@@ -154,19 +153,6 @@ def _step(
     with torch.no_grad(), evaluating(model):
         logits, after = model(torch.tensor([ids], device=device), state)
     return logits[0, -1], after
-
-
-@contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
-    """Evaluation mode, and then each module as it was: `model.train()` would also wake what had been put to rest."""
-    training = [module for module in model.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
 
 
 def _prompt_ids(tokenizer: Tokenizer, prompt: str | bytes | Sequence[int]) -> list[int]:

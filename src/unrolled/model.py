@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -138,3 +140,16 @@ class LanguageModel(nn.Module):
                 f"{self.config.vocabulary} tokens; encode with the tokenizer that it was trained with"
             ) from None
         return rows
+
+
+@contextmanager
+def evaluating(model: LanguageModel) -> Iterator[None]:
+    """Evaluation mode, and then each module as it was: `model.train()` would also wake what had been put to rest."""
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -27,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .evaluate import BLOCK, Evaluation
-from .generate import evaluating
+from .model import evaluating
 from .trace import Picture, picture
 from .train import Evaluated, Event, Finished, Started, StepDone, TrainConfig, Trainer
 
