@@ -25,7 +25,7 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.ranges": set(),
     "recurrence.precision": set(),
     "recurrence.seam": {"recurrence.reference", "recurrence.precision"},
-    "recurrence.portable": {"recurrence.seam"},
+    "recurrence.portable": {"recurrence.reference", "recurrence.seam"},
     "recurrence": {
         "recurrence.reference",
         "recurrence.choose",

@@ -65,7 +65,7 @@ def scan(
     steps = x.shape[1]
     if lengths is not None:
         lengths = checked_range(lengths, 0, steps, "lengths")
-        x = x.masked_fill(_ended(lengths, steps).reshape(x.shape[:2] + (1,) * (x.dim() - 2)), 0)
+        x = x.masked_fill(reference.ended(lengths, steps).t().reshape(x.shape[:2] + (1,) * (x.dim() - 2)), 0)
     if x.dim() == 2:
         x = checked_range(x, 0, w_x.shape[0] - 1, "ids")
     chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active()))
@@ -142,7 +142,3 @@ def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtyp
             yield (w_x + bias)[x_t]
         else:
             yield torch.addmm(bias.flatten(), x_t, w_x.flatten(1)).to(dtype).unflatten(-1, w_x.shape[1:])
-
-
-def _ended(lengths: Tensor, steps: int) -> Tensor:
-    return torch.arange(steps, device=lengths.device) >= lengths.unsqueeze(-1)

@@ -135,9 +135,9 @@ def total_gradients(
     if resets is not None:
         later = _zero(later, resets)
     dh = grad_h + torch.cat([later, torch.zeros_like(later[:1])])[1:]
-    ended = None if lengths is None else lengths <= torch.arange(steps, device=c.device).unsqueeze(-1)
-    if ended is not None:
-        dh, grad_c = _zero(dh, ended), _zero(grad_c, ended)
+    if lengths is not None:
+        after = ended(lengths, steps)
+        dh, grad_c = _zero(dh, after), _zero(grad_c, after)
     tanh_c = c.tanh()
     through_h = dh * gates[:, :, 3] * (1 - tanh_c * tanh_c)
     dcs: list[Tensor] = []
@@ -149,6 +149,11 @@ def total_gradients(
         if resets is not None:
             carried = _zero(carried, resets[t])
     return dh, torch.stack(dcs[::-1]) if dcs else torch.zeros_like(c)
+
+
+def ended(lengths: Tensor, steps: int) -> Tensor:
+    """Bool [T, B]: the steps at or after each row's length."""
+    return lengths <= torch.arange(steps, device=lengths.device).unsqueeze(-1)
 
 
 def _zero(values: Tensor, rows: Tensor) -> Tensor:

@@ -103,7 +103,7 @@ def _register_both(name: str, forward: Scan, backward: ScanBackward) -> tuple[Ca
         f"{name}_backward", _BACKWARD_INPUTS, backward, _like_backward, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT
     )
     torch.library.register_autograd(
-        f"unrolled::{name}", lambda ctx, *grads: _first_order(backward_op, ctx, grads), setup_context=_setup
+        f"unrolled::{name}", lambda ctx, *grads: _first_order(backward_op, ctx, grads), setup_context=_save
     )
     torch.library.register_autograd(
         f"unrolled::{name}_backward",
@@ -162,10 +162,6 @@ def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -
     ctx.save_for_backward(*kept, *output)
 
 
-def _setup(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -> None:
-    _save(ctx, inputs, output)
-
-
 def _first_order(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
     """Gradients of pre, w_h, h0, c0 (and None for the masks) from the cotangents of h, c and gates."""
     w_h, h0, c0, resets, lengths, h, c, gates = _saved(ctx)
@@ -191,8 +187,7 @@ def _grad_recurrent_weights(
         h0 = h0.masked_fill(resets[:1].any(0).unsqueeze(-1), 0)
     if lengths is not None:
         h0 = h0.masked_fill((lengths == 0).unsqueeze(-1), 0)
-        ended = lengths <= torch.arange(steps, device=h.device)[1:].unsqueeze(-1)
-        before = before.masked_fill(ended.unsqueeze(-1), 0)
+        before = before.masked_fill(reference.ended(lengths, steps)[1:].unsqueeze(-1), 0)
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
     first = h0.mT @ dpre[:1].sum(0)
     rest = before.reshape(-1, hidden).mT @ dpre[1:].reshape(-1, 4 * hidden)
