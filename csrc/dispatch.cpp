@@ -1,0 +1,152 @@
+// The C interface: checks the arguments, picks kernels and grid, lays out scratch.
+#include <cstring>
+#include <initializer_list>
+
+#include "instruction_sets.h"
+#include "tasks.h"
+#include "unrolled.h"
+
+namespace unrolled {
+namespace {
+
+// Enough for every instruction set: lanes of 16 floats, panels of 4 vectors, an alignment of one cache line.
+constexpr int64_t kMostLanes = 16, kMostColumns = 64, kAlignment = 16;
+// Weights up to which each thread may read all of them at every step, so that threads share the batch and never wait.
+constexpr int64_t kOwnWeightFloats = 1 << 18;
+constexpr int64_t kFewestRows = 4;
+
+int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+float* aligned(float* scratch) {
+    const auto address = reinterpret_cast<uintptr_t>(scratch);
+    return reinterpret_cast<float*>((address + 63) / 64 * 64);
+}
+
+const Kernels* kernels(const UnrolledRun* run) {
+    const char* name = run->instruction_set != nullptr ? run->instruction_set : best_instruction_set();
+    if (!has_instruction_set(name)) return nullptr;
+#if defined(UNROLLED_X86)
+    if (std::strcmp(name, "avx512") == 0) return &kAvx512;
+    if (std::strcmp(name, "avx2") == 0) return &kAvx2;
+#endif
+    return &kBaseline;
+}
+
+int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+
+Grid grid_for(int64_t rows, int64_t hidden, int64_t blocks, int64_t threads) {
+    if (rows == 0 || hidden == 0) return {1, 1};
+    const bool own = 4 * hidden * hidden <= kOwnWeightFloats && rows >= kFewestRows * threads;
+    if (own || blocks == 1) return {smaller(threads, rows), 1};
+    const int64_t unit_groups = smaller(threads, blocks);
+    return {smaller(threads / unit_groups, (rows + kFewestRows - 1) / kFewestRows), unit_groups};
+}
+
+const char* check_run(const UnrolledRun* run) {
+    if (run == nullptr) return "run is NULL";
+    if (run->threads < 1) return "threads must be at least 1";
+    if (kernels(run) == nullptr) return "this processor, or this library, has no such instruction set";
+    return nullptr;
+}
+
+const char* check_sizes(int64_t steps, int64_t rows, int64_t hidden) {
+    constexpr int64_t kLimit = int64_t{1} << 40;
+    if (steps < 0 || rows < 0 || hidden < 0) return "steps, rows and hidden must not be negative";
+    if (hidden > (1 << 24)) return "hidden is beyond 2^24";
+    const int64_t width = 4 * (hidden + 1);
+    if (steps > kLimit / width || rows > kLimit / width || (rows > 0 && steps > kLimit / width / rows)) {
+        return "steps x rows x hidden is beyond 2^38";
+    }
+    return nullptr;
+}
+
+const char* check_strides(const UnrolledGradient& gradient) {
+    if (gradient.data != nullptr && (gradient.time_stride < 0 || gradient.row_stride < 0)) {
+        return "a cotangent's strides must not be negative";
+    }
+    return nullptr;
+}
+
+}  // namespace
+}  // namespace unrolled
+
+using namespace unrolled;
+
+void unrolled_use_parallel_for(void* function) { use_parallel_for(reinterpret_cast<ParallelFor>(function)); }
+
+int64_t unrolled_forward_scratch(int64_t hidden) {
+    return 4 * hidden * round_up(hidden, kMostLanes) + hidden + 2 * kAlignment;
+}
+
+int64_t unrolled_backward_scratch(int64_t hidden) {
+    return 4 * hidden * round_up(hidden, kMostColumns) + 4 * hidden + 2 * kAlignment;
+}
+
+int64_t unrolled_product_scratch(int64_t depth, int64_t columns) {
+    return depth * round_up(columns, kMostColumns) + kAlignment;
+}
+
+const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call) {
+    if (const char* wrong = check_run(run)) return wrong;
+    if (call == nullptr) return "call is NULL";
+    if (const char* wrong = check_sizes(call->steps, call->rows, call->hidden)) return wrong;
+    if (call->steps == 0 || call->rows == 0 || call->hidden == 0) return nullptr;
+    if (!call->pre || !call->w_h || !call->h0 || !call->c0 || !call->h || !call->c || !call->scratch) {
+        return "pre, w_h, h0, c0, h, c and scratch must not be NULL";
+    }
+    if (call->scratch_floats < unrolled_forward_scratch(call->hidden)) return "scratch is too small";
+    const Kernels& kernel = *kernels(run);
+    const int64_t hidden = call->hidden, blocks = (hidden + kernel.lanes - 1) / kernel.lanes;
+    ForwardTask task{*call, grid_for(call->rows, hidden, blocks, run->threads), aligned(call->scratch), nullptr};
+    float* zeros = task.packed + 4 * hidden * round_up(hidden, kernel.lanes);
+    std::memset(zeros, 0, hidden * sizeof *zeros);
+    task.zeros = zeros;
+    const int64_t walk = task.grid.unit_groups > 1 ? call->steps : 1;
+    run_phases(kernel.forward, &task, walk + (call->packed ? 0 : 1), task.grid.slots());
+    return nullptr;
+}
+
+const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* call) {
+    if (const char* wrong = check_run(run)) return wrong;
+    if (call == nullptr) return "call is NULL";
+    if (const char* wrong = check_sizes(call->steps, call->rows, call->hidden)) return wrong;
+    for (const UnrolledGradient* gradient : {&call->grad_h, &call->grad_c, &call->grad_gates}) {
+        if (const char* wrong = check_strides(*gradient)) return wrong;
+    }
+    if (call->rows == 0 || call->hidden == 0) return nullptr;
+    if (!call->w_h || !call->c0 || !call->grad_h0 || !call->grad_c0 || !call->scratch) {
+        return "w_h, c0, grad_h0, grad_c0 and scratch must not be NULL";
+    }
+    if (call->steps > 0 && (!call->c || !call->gates || !call->grad_pre)) {
+        return "c, gates and grad_pre must not be NULL";
+    }
+    if (call->scratch_floats < unrolled_backward_scratch(call->hidden)) return "scratch is too small";
+    const Kernels& kernel = *kernels(run);
+    const int64_t hidden = call->hidden, columns = 4 * kernel.lanes, blocks = (hidden + columns - 1) / columns;
+    BackwardTask task{*call, grid_for(call->rows, hidden, blocks, run->threads), aligned(call->scratch), nullptr};
+    float* zeros = task.packed + 4 * hidden * round_up(hidden, columns);
+    std::memset(zeros, 0, 4 * hidden * sizeof *zeros);
+    task.zeros = zeros;
+    if (call->steps == 0) std::memset(call->grad_c0, 0, call->rows * hidden * sizeof *call->grad_c0);
+    const int64_t walk = task.grid.unit_groups > 1 ? call->steps + 1 : 1;
+    run_phases(kernel.backward, &task, walk + 1, task.grid.slots());
+    return nullptr;
+}
+
+const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call) {
+    if (const char* wrong = check_run(run)) return wrong;
+    if (call == nullptr) return "call is NULL";
+    if (call->rows < 0 || call->depth < 0 || call->columns < 0) return "rows, depth and columns must not be negative";
+    if (call->w_depth_stride != 1 && call->w_column_stride != 1) return "one of the strides of w must be 1";
+    if (call->w_depth_stride < 0 || call->w_column_stride < 0 || call->x_stride < 0) {
+        return "strides must not be negative";
+    }
+    if (call->rows == 0 || call->columns == 0) return nullptr;
+    if (!call->out || (call->depth > 0 && (!call->x || !call->w)) || !call->scratch) {
+        return "x, w, out and scratch must not be NULL";
+    }
+    if (call->scratch_floats < unrolled_product_scratch(call->depth, call->columns)) return "scratch is too small";
+    const ProductTask task{*call, run->threads, aligned(call->scratch)};
+    run_phases(kernels(run)->product, &task, 2, run->threads);
+    return nullptr;
+}

@@ -1,0 +1,136 @@
+// One layer over time, forward: at every step the product with W_h, and in its registers the cell.
+#pragma once
+
+#include "activations.h"
+#include "tasks.h"
+#include "tile.h"
+
+namespace unrolled {
+namespace UNROLLED_ISA {
+
+// Rows that are handled together before the next panel of weights: their list lives on the stack.
+constexpr int64_t kRowChunk = 128;
+
+struct ForwardStep {
+    const UnrolledForward& call;
+    const float* packed;
+    const float* zeros;
+    int64_t t, block, blocks_left;
+    const int64_t* rows;
+
+    const float* before(const float* sequence, const float* initial, int64_t row, bool kept) const {
+        const int64_t hidden = call.hidden;
+        if (call.resets != nullptr && call.resets[t * call.rows + row]) return zeros;
+        if (t == 0) return initial + row * hidden;
+        return sequence + (kept ? ((t - 1) * call.rows + row) * hidden : row * hidden);
+    }
+
+    template <int kRows>
+    void tile(int64_t first) const {
+        if constexpr (kRows <= kMaxPairedRows) {
+            if (blocks_left >= 2) return panels<kRows, 2>(first);
+        }
+        panels<kRows, 1>(first);
+    }
+
+    template <int kRows, int kPanels>
+    void panels(int64_t first) const {
+        const int64_t hidden = call.hidden, panel = hidden * kBlockColumns, unit = block * kLanes;
+        const float* h_before[kRows];
+        for (int r = 0; r < kRows; ++r) h_before[r] = before(call.h, call.h0, rows[first + r], true);
+        Vector sum[kRows][kPanels * kPanel];
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+            const float* pre = call.pre + (t * call.rows + rows[first + r]) * 4 * hidden + unit;
+#pragma GCC unroll 8
+            for (int v = 0; v < kPanels * kPanel; ++v) {
+                const int64_t offset = (v / kPanel) * kLanes;
+                sum[r][v] = load_some(pre + (v % kPanel) * hidden + offset, hidden - unit - offset);
+            }
+        }
+        accumulate<kRows, kPanels>(h_before, hidden, packed + block * panel, panel, sum);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+            for (int p = 0; p < kPanels; ++p) cell(rows[first + r], unit + p * kLanes, &sum[r][p * kPanel]);
+        }
+    }
+
+    UNROLLED_INLINE void cell(int64_t row, int64_t unit, const Vector* sum) const {
+        const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
+        const bool kept = call.keep_c != 0;
+        const Vector i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
+        const float* c_before = before(call.c, call.c0, row, kept) + unit;
+        const Vector c = fma(f, load_some(c_before, count), i * g);
+        if (call.gates != nullptr) {
+            float* gates = call.gates + at * 4 * hidden + unit;
+            store_some(gates, i, count);
+            store_some(gates + hidden, f, count);
+            store_some(gates + 2 * hidden, g, count);
+            store_some(gates + 3 * hidden, o, count);
+        }
+        store_some(call.c + (kept ? at : row) * hidden + unit, c, count);
+        store_some(call.h + at * hidden + unit, o * tanh(c), count);
+    }
+};
+
+inline void clear_ended(const UnrolledForward& call, int64_t t, int64_t row, int64_t begin, int64_t end) {
+    const int64_t hidden = call.hidden, at = t * call.rows + row, bytes = (end - begin) * 4;
+    std::memset(call.h + at * hidden + begin, 0, bytes);
+    std::memset(call.c + (call.keep_c ? at : row) * hidden + begin, 0, bytes);
+    if (call.gates == nullptr) return;
+    for (int gate = 0; gate < 4; ++gate) std::memset(call.gates + (at * 4 + gate) * hidden + begin, 0, bytes);
+}
+
+inline void forward_step(const ForwardTask& task, int64_t t, Range rows, Range blocks) {
+    const UnrolledForward& call = task.call;
+    const int64_t units = call.hidden < blocks.end * kLanes ? call.hidden : blocks.end * kLanes;
+    for (int64_t chunk = rows.begin; chunk < rows.end; chunk += kRowChunk) {
+        int64_t live[kRowChunk], count = 0;
+        const int64_t end = chunk + kRowChunk < rows.end ? chunk + kRowChunk : rows.end;
+        for (int64_t row = chunk; row < end; ++row) {
+            if (call.lengths != nullptr && call.lengths[row] <= t) {
+                clear_ended(call, t, row, blocks.begin * kLanes, units);
+            } else {
+                live[count++] = row;
+            }
+        }
+        // Up and down in turn: the panels that the last step ended with are still in the cache.
+        const bool paired = count <= kMaxPairedRows;
+        const int64_t width = paired ? 2 : 1, groups = blocks_of(blocks.end - blocks.begin, width);
+        for (int64_t k = 0; k < groups; ++k) {
+            const int64_t block = blocks.begin + width * (t % 2 ? groups - 1 - k : k);
+            const ForwardStep step{call, task.packed, task.zeros, t, block, paired ? blocks.end - block : 1, live};
+            for_each_tile(count, step);
+        }
+    }
+}
+
+inline void pack_forward(const ForwardTask& task, int64_t block) {
+    const int64_t hidden = task.call.hidden, unit = block * kLanes;
+    float* to = task.packed + block * hidden * kBlockColumns;
+    for (int64_t k = 0; k < hidden; ++k) {
+        for (int gate = 0; gate < kPanel; ++gate, to += kLanes) {
+            store(to, load_some(task.call.w_h + (k * 4 + gate) * hidden + unit, hidden - unit));
+        }
+    }
+}
+
+inline void forward(const void* given, int64_t phase, int64_t slot) {
+    const ForwardTask& task = *static_cast<const ForwardTask*>(given);
+    const Grid& grid = task.grid;
+    const int64_t blocks = blocks_of(task.call.hidden, kLanes);
+    const Range mine = part(blocks, grid.unit_groups, slot % grid.unit_groups);
+    if (!task.call.packed && phase-- == 0) {
+        const int64_t groups = grid.row_groups;
+        const Range share = part(mine.end - mine.begin, groups, slot / grid.unit_groups);
+        for (int64_t block = share.begin; block < share.end; ++block) pack_forward(task, mine.begin + block);
+        return;
+    }
+    const Range rows = part(task.call.rows, grid.row_groups, slot / grid.unit_groups);
+    if (grid.unit_groups > 1) return forward_step(task, phase, rows, mine);
+    for (int64_t t = 0; t < task.call.steps; ++t) forward_step(task, t, rows, mine);
+}
+
+}  // namespace UNROLLED_ISA
+}  // namespace unrolled

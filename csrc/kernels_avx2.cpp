@@ -1,0 +1,11 @@
+#define UNROLLED_ISA avx2
+
+#include "backward.h"
+#include "forward.h"
+#include "product.h"
+
+namespace unrolled {
+
+const Kernels kAvx2{UNROLLED_ISA::kLanes, UNROLLED_ISA::forward, UNROLLED_ISA::backward, UNROLLED_ISA::product};
+
+}  // namespace unrolled

@@ -1,0 +1,48 @@
+// What a slot needs to know of a call, and the table of one instruction set's kernels.
+#pragma once
+
+#include <cstdint>
+
+#include "threads.h"
+#include "unrolled.h"
+
+namespace unrolled {
+
+// Slots form a grid: `row_groups` divide the batch, `unit_groups` the hidden units. Only units of a row wait for each
+// other at every step; with one unit group a slot runs through all steps on its own.
+struct Grid {
+    int64_t row_groups, unit_groups;
+    int64_t slots() const { return row_groups * unit_groups; }
+};
+
+struct ForwardTask {
+    UnrolledForward call;
+    Grid grid;
+    float* packed;       // [unit block][H][4][lanes]
+    const float* zeros;  // [H]: the state of a row that starts afresh
+};
+
+struct BackwardTask {
+    UnrolledBackward call;
+    Grid grid;
+    float* packed;       // [block of 4 vectors][4 H][4 lanes]: W_h transposed
+    const float* zeros;  // [4 H]
+};
+
+struct ProductTask {
+    UnrolledProduct call;
+    int64_t slots;
+    float* packed;  // [block of 4 vectors][depth][4 lanes]
+};
+
+struct Kernels {
+    int64_t lanes;
+    Share forward, backward, product;
+};
+
+extern const Kernels kBaseline;
+#if defined(UNROLLED_X86)
+extern const Kernels kAvx2, kAvx512;
+#endif
+
+}  // namespace unrolled

@@ -1,0 +1,76 @@
+// The product at the heart of every kernel: some rows times packed panels, all sums in registers.
+#pragma once
+
+#include "vector.h"
+
+namespace unrolled {
+namespace UNROLLED_ISA {
+
+// Vectors side by side in a panel: the four gates of a block of units, or four blocks of columns.
+constexpr int kPanel = 4;
+constexpr int kBlockColumns = kPanel * kLanes;
+// Rows of the largest tile: with 32 registers 7 x 4 sums and 4 weights (the row's value comes from memory), with 16
+// registers 3 x 4 and the weights from memory.
+#if defined(__AVX512F__)
+constexpr int kMaxRows = 7;
+#else
+constexpr int kMaxRows = 3;
+#endif
+// Rows up to which a tile takes two panels at once: one panel of a single row would leave the multipliers waiting for
+// their own results.
+constexpr int kMaxPairedRows = kMaxRows == 7 ? 3 : 1;
+
+// sum[r][v] += a[r][k] * panel[k][v] for all k in order; panel p of several lies `panel_stride` floats behind panel 0.
+template <int kRows, int kPanels>
+UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, const float* panel, int64_t panel_stride,
+                                Vector (&sum)[kRows][kPanels * kPanel]) {
+    for (int64_t k = 0; k < depth; ++k) {
+        Vector weights[kPanels * kPanel];
+#pragma GCC unroll 8
+        for (int v = 0; v < kPanels * kPanel; ++v) {
+            weights[v] = load(panel + (v / kPanel) * panel_stride + k * kBlockColumns + (v % kPanel) * kLanes);
+        }
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+            const Vector value = broadcast(a[r][k]);
+#pragma GCC unroll 8
+            for (int v = 0; v < kPanels * kPanel; ++v) sum[r][v] = fma(value, weights[v], sum[r][v]);
+        }
+    }
+}
+
+// Calls run.template operator()<rows>(first) for tiles of nearly equal height that cover 0..count.
+template <typename Tile>
+UNROLLED_INLINE void for_each_tile(int64_t count, const Tile& run) {
+    const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
+    for (int64_t tile = 0; tile < tiles; ++tile) {
+        const Range rows = part(count, tiles, tile);
+        switch (rows.end - rows.begin) {
+            case 1: run.template tile<1>(rows.begin); break;
+            case 2: run.template tile<2>(rows.begin); break;
+            case 3: run.template tile<3>(rows.begin); break;
+#if defined(__AVX512F__)
+            case 4: run.template tile<4>(rows.begin); break;
+            case 5: run.template tile<5>(rows.begin); break;
+            case 6: run.template tile<6>(rows.begin); break;
+            case 7: run.template tile<7>(rows.begin); break;
+#endif
+            default: break;
+        }
+    }
+}
+
+UNROLLED_INLINE Vector load_some(const float* from, int64_t count) {
+    return count >= kLanes ? load(from) : load(from, static_cast<int>(count));
+}
+UNROLLED_INLINE void store_some(float* to, Vector x, int64_t count) {
+    if (count >= kLanes) {
+        store(to, x);
+    } else {
+        store(to, x, static_cast<int>(count));
+    }
+}
+UNROLLED_INLINE int64_t blocks_of(int64_t total, int64_t size) { return (total + size - 1) / size; }
+
+}  // namespace UNROLLED_ISA
+}  // namespace unrolled

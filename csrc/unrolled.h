@@ -1,0 +1,98 @@
+/* The C interface of the CPU kernels. Memory is the caller's; nothing is kept between calls.
+ *
+ * Sequences are [time, batch, ...], contiguous unless strides are given; gates are in the order i, f, g, o. Functions
+ * return NULL, or a sentence that says what is wrong with the arguments, and then nothing has been written. */
+#ifndef UNROLLED_H
+#define UNROLLED_H
+
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define UNROLLED_API __declspec(dllexport)
+#else
+#define UNROLLED_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define UNROLLED_ABI_VERSION 1
+
+/* How to run a call: the name of an instruction set ("baseline", "avx2", "avx512", NULL for the best), and how many
+ * threads at most, 1 or more. */
+typedef struct {
+    const char* instruction_set;
+    int64_t threads;
+} UnrolledRun;
+
+/* A cotangent [time, batch, width], or NULL for zeros; the last axis is contiguous, strides count floats. */
+typedef struct {
+    const float* data;
+    int64_t time_stride, row_stride;
+} UnrolledGradient;
+
+typedef struct {
+    int64_t steps, rows, hidden;
+    const float* pre;       /* [T, B, 4, H]: x W_x + b */
+    const float* w_h;       /* [H, 4, H] */
+    const float* h0;        /* [B, H] */
+    const float* c0;        /* [B, H] */
+    const uint8_t* resets;  /* [T, B]: 1 where the row starts from zeros before that step; NULL for none */
+    const int64_t* lengths; /* [B]: the row is zero from that step on; NULL where all rows are whole */
+    float* h;               /* [T, B, H] */
+    float* c;               /* [T, B, H], or [B, H] of the last step where keep_c is 0 */
+    float* gates;           /* [T, B, 4, H], or NULL */
+    float* scratch;
+    int64_t scratch_floats;
+    int32_t keep_c;
+    int32_t packed; /* 1: scratch is that of an earlier call with the same w_h, hidden and instruction set */
+} UnrolledForward;
+
+typedef struct {
+    int64_t steps, rows, hidden;
+    UnrolledGradient grad_h, grad_c, grad_gates; /* widths H, H and 4 H */
+    const float* w_h;       /* [H, 4, H] */
+    const float* c;         /* [T, B, H] */
+    const float* gates;     /* [T, B, 4, H] */
+    const float* c0;        /* [B, H] */
+    const uint8_t* resets;  /* as in UnrolledForward */
+    const int64_t* lengths; /* as in UnrolledForward */
+    float* grad_pre;        /* [T, B, 4, H] */
+    float* grad_h0;         /* [B, H] */
+    float* grad_c0;         /* [B, H] */
+    float* scratch;
+    int64_t scratch_floats;
+} UnrolledBackward;
+
+/* out [rows, columns] = bias + x [rows, depth] w [depth, columns]; every sum in the order of depth, from bias on. */
+typedef struct {
+    int64_t rows, depth, columns;
+    const float* x;
+    int64_t x_stride; /* floats from row to row */
+    const float* w;
+    int64_t w_depth_stride, w_column_stride; /* floats; one of them is 1 */
+    const float* bias; /* [columns], or NULL */
+    float* out;
+    float* scratch;
+    int64_t scratch_floats;
+} UnrolledProduct;
+
+UNROLLED_API int32_t unrolled_abi_version(void);
+
+/* torch_parallel_for of the torch in this process, or NULL for one thread. */
+UNROLLED_API void unrolled_use_parallel_for(void* function);
+
+UNROLLED_API int64_t unrolled_forward_scratch(int64_t hidden);
+UNROLLED_API int64_t unrolled_backward_scratch(int64_t hidden);
+UNROLLED_API int64_t unrolled_product_scratch(int64_t depth, int64_t columns);
+
+UNROLLED_API const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call);
+UNROLLED_API const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* call);
+UNROLLED_API const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif
