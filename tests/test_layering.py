@@ -24,6 +24,7 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.choose": set(),
     "recurrence.ranges": set(),
     "recurrence.precision": set(),
+    "recurrence.native": set(),
     "recurrence.seam": {"recurrence.reference", "recurrence.precision"},
     "recurrence.portable": {"recurrence.reference", "recurrence.seam"},
     "recurrence": {
@@ -38,6 +39,7 @@ ARROWS: dict[str, set[str]] = {
     "arguments": {"state"},
     "layer": {"recurrence", "arguments", "state"},
     "stack": {"layer", "recurrence", "arguments", "state"},
+    "interop": {"layer", "stack"},
     "tokens": set(),
     "corpus": {"tokens"},
     "lanes": {"corpus"},
@@ -58,7 +60,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "progress": {"train", "config", "events", "evaluate", "model", "trace"},
 }
-ARROWS[FRONT] = {"layer", "stack", "state", "recurrence"} | {
+ARROWS[FRONT] = {"layer", "stack", "state", "interop", "recurrence"} | {
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate")
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}

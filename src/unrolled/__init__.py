@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .evaluate import Evaluation, Score, blocks, evaluate, stateful
     from .events import Evaluated, Finished, Saved, Started, StepDone
     from .generate import Piece, generate
+    from .interop import from_torch, to_torch
     from .lanes import Lanes, Window
     from .layer import LayerGradients, LayerTrace, LSTMLayer
     from .loss import bits_per_byte, nats, perplexity
@@ -43,6 +44,7 @@ _MODULES = {
     "layer": ("LSTMLayer", "LayerTrace", "LayerGradients"),
     "stack": ("MultiLayerLSTM", "Trace"),
     "state": ("LSTMState",),
+    "interop": ("from_torch", "to_torch"),
     "recurrence": ("backends", "Choice", "BackendUnavailable"),
     "tokens": (
         "ByteTokenizer",
@@ -73,6 +75,8 @@ __all__ = [
     "Trace",
     "LayerTrace",
     "LayerGradients",
+    "from_torch",
+    "to_torch",
     "backends",
     "Choice",
     "BackendUnavailable",
