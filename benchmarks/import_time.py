@@ -4,7 +4,7 @@ Each measurement is a fresh interpreter; those that import torch alone and those
 that whatever else the machine does falls on both. Within one process the two parts are timed one after the other: what
 unrolled adds is then free of the spread of torch's own seconds.
 
-    python benchmarks/import_time.py [--rounds N]
+    python benchmarks/import_time.py [--rounds N] [--write PAGE]
 """
 
 from __future__ import annotations
@@ -14,8 +14,12 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
+
+from page import add_write, provenance, table, write_section
 
 BOUND = 0.150
+WITHOUT, WITH, ADDED = "torch and numpy", "torch, numpy and unrolled", "unrolled itself"
 
 ALONE = """
 import time
@@ -40,25 +44,43 @@ def seconds(program: str) -> list[float]:
     return [float(value) for value in run.stdout.split()]
 
 
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Seconds of `rounds` processes each."""
+    seconds(TOGETHER)
+    figures: dict[str, list[float]] = {WITHOUT: [], WITH: [], ADDED: []}
+    for _ in range(rounds):
+        figures[WITHOUT] += seconds(ALONE)
+        torch, unrolled = seconds(TOGETHER)
+        figures[WITH].append(torch + unrolled)
+        figures[ADDED].append(unrolled)
+    return figures
+
+
+def report(figures: Mapping[str, Sequence[float]]) -> list[str]:
+    rows = []
+    for name, values in figures.items():
+        low, middle, high = (1e3 * pick(values) for pick in (min, statistics.median, max))
+        rows.append([name, f"{middle:.1f} ms", f"{low:.1f} to {high:.1f} ms"])
+    holds = "holds" if statistics.median(figures[ADDED]) < BOUND else "MISSED"
+    return [
+        *table(("importing", f"median of {len(figures[ADDED])} processes", "smallest to largest"), rows),
+        "",
+        f"unrolled itself under {1e3 * BOUND:.0f} ms: {holds}.",
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
-    rounds = parser.parse_args().rounds
-    seconds(TOGETHER)
-    alone, with_unrolled, added = [], [], []
-    for _ in range(rounds):
-        alone += seconds(ALONE)
-        torch, unrolled = seconds(TOGETHER)
-        with_unrolled.append(torch + unrolled)
-        added.append(unrolled)
-    figures = {"torch and numpy": alone, "with unrolled": with_unrolled, "unrolled itself": added}
-    print(f"Import time, medians of {rounds} processes each (smallest to largest)")
-    for name, values in figures.items():
-        low, middle, high = (1000 * pick(values) for pick in (min, statistics.median, max))
-        print(f"  {name:<16} {middle:7.1f} ms  ({low:.1f} to {high:.1f})")
-    within = statistics.median(added) < BOUND
-    print(f"unrolled itself under {1000 * BOUND:.0f} ms: {'holds' if within else 'MISSED'}")
-    sys.exit(not within)
+    add_write(parser)
+    arguments = parser.parse_args()
+    print(*provenance())
+    figures = measure(arguments.rounds)
+    lines = report(figures)
+    print(*lines, sep="\n")
+    if arguments.write:
+        write_section(arguments.write, "import_time", lines)
+    sys.exit(statistics.median(figures[ADDED]) >= BOUND)
 
 
 if __name__ == "__main__":

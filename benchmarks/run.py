@@ -1,28 +1,35 @@
 """Every benchmark of this folder, one after the other, each in a process of its own.
 
-    python benchmarks/run.py [NAME ...]      names without .py; all of them if none is given
+    python benchmarks/run.py [NAME ...] [--write PAGE]      names without .py; all of them if none is given
 
 Exits 1, after all of them, if one failed or missed what it promises.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
 
+from page import add_write
+
 FOLDER = Path(__file__).parent
+BENCHMARKS = ("recurrence", "trainer", "generation", "import_time")
 
 
 def main() -> None:
-    found = {path.stem: path for path in sorted(FOLDER.glob("*.py")) if path.name != Path(__file__).name}
-    chosen = sys.argv[1:] or list(found)
-    if unknown := [name for name in chosen if name not in found]:
-        sys.exit(f"no benchmark {', '.join(unknown)}; there are {', '.join(found)}")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(BENCHMARKS)}")
+    add_write(parser)
+    arguments = parser.parse_args()
+    if unknown := [name for name in arguments.names if name not in BENCHMARKS]:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(BENCHMARKS)}")
+    write = ["--write", str(arguments.write)] if arguments.write else []
     failed = []
-    for name in chosen:
+    for name in arguments.names or BENCHMARKS:
         print(f"== {name}", flush=True)
-        if subprocess.run([sys.executable, str(found[name])], check=False).returncode:
+        if subprocess.run([sys.executable, str(FOLDER / f"{name}.py"), *write], check=False).returncode:
             failed.append(name)
         print(flush=True)
     if failed:
