@@ -1,0 +1,310 @@
+// One time step of a stack, and its packed weights: what all kinds of weights have in common, float32 and bfloat16.
+#pragma once
+
+#include "cell.h"
+#include "step_tasks.h"
+#include "tile.h"
+
+namespace unrolled {
+namespace UNROLLED_ISA {
+
+// The rows that a layer or a projection multiplies: x and h side by side, either of which may be empty.
+struct StepInputs {
+    const float* x;
+    const float* h;
+    int64_t input, hidden;
+    bool x_is_state;  // x is the h of the layer below
+
+    const float* x_row(int64_t row) const { return x + row * input; }
+    const float* h_row(int64_t row) const { return h + row * hidden; }
+};
+
+// Where the columns of one vector of a panel lie in the weights, and how many of its lanes are in use.
+struct PanelColumns {
+    int64_t first;
+    int count;
+};
+
+UNROLLED_INLINE PanelColumns panel_columns(const Packed& packed, int64_t block, int v) {
+    const int64_t at = packed.gated ? block * kLanes : (block * kPanel + v) * kLanes;
+    const int64_t left = packed.columns - at;
+    return {packed.gated ? v * packed.columns + at : at, static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes)};
+}
+
+inline int64_t panel_blocks(const Packed& packed) {
+    return blocks_of(packed.columns, packed.gated ? kLanes : kBlockColumns);
+}
+
+// The bias at the front of a panel; returns what comes behind it.
+inline char* pack_bias(const PackTask& task, int64_t block, char* panel) {
+    auto* to = reinterpret_cast<float*>(panel);
+    for (int v = 0; v < kPanel; ++v, to += kLanes) {
+        const PanelColumns columns = panel_columns(*task.packed, block, v);
+        store(to, task.bias != nullptr ? load(task.bias + columns.first, columns.count) : zero());
+    }
+    return reinterpret_cast<char*>(to);
+}
+
+// One vector of columns at depth k.
+inline Vector weights_at(const PackTask& task, const float* w, int64_t k, PanelColumns columns) {
+    float lanes[kLanes] = {};
+    const float* from = w + k * task.depth_stride + columns.first * task.column_stride;
+    for (int lane = 0; lane < columns.count; ++lane) lanes[lane] = from[lane * task.column_stride];
+    return load(lanes);
+}
+
+struct Float32 {
+    static constexpr int64_t kFront = kBlockColumns * 4;
+    static int64_t bytes(int64_t depth) { return depth * kBlockColumns * 4; }
+
+    static char* pack(const PackTask& task, const float* w, int64_t depth, int64_t block, char* to) {
+        for (int64_t k = 0; k < depth; ++k) {
+            for (int v = 0; v < kPanel; ++v, to += kLanes * 4) {
+                const PanelColumns columns = panel_columns(*task.packed, block, v);
+                store(reinterpret_cast<float*>(to), weights_at(task, w, k, columns));
+            }
+        }
+        return to;
+    }
+
+    template <int kRows, int kPanels>
+    UNROLLED_INLINE static void add(const float* const (&a)[kRows], int64_t depth, const char* panel, int64_t stride,
+                                    Vector (&sum)[kRows][kPanels * kPanel]) {
+        accumulate<kRows, kPanels>(a, depth, reinterpret_cast<const float*>(panel), stride / 4, sum);
+    }
+};
+
+// The nearest bfloat16, ties to even; NaN stays NaN.
+inline uint32_t bfloat16_bits(float x) {
+    uint32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    if (x != x) return (bits >> 16) | 0x40u;
+    return (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+}
+
+// The low and the high halves of 32-bit lanes, each as the bfloat16 that it is.
+UNROLLED_INLINE void widen(const char* from, Vector& low, Vector& high) {
+#if defined(__AVX512F__)
+    const __m512i pairs = _mm512_loadu_si512(from);
+    low.value = _mm512_castsi512_ps(_mm512_slli_epi32(pairs, 16));
+    high.value = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
+#elif defined(__AVX2__)
+    const __m256i pairs = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    low.value = _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16));
+    high.value = _mm256_castsi256_ps(_mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+#else
+    uint32_t pairs[kLanes], lower[kLanes];
+    std::memcpy(pairs, from, sizeof pairs);
+    for (int lane = 0; lane < kLanes; ++lane) {
+        lower[lane] = pairs[lane] << 16;
+        pairs[lane] &= 0xffff0000u;
+    }
+    std::memcpy(low.value, lower, sizeof lower);
+    std::memcpy(high.value, pairs, sizeof pairs);
+#endif
+}
+
+struct BFloat16 {
+    static constexpr int64_t kFront = kBlockColumns * 4;
+    static int64_t bytes(int64_t depth) { return depth * kBlockColumns * 2; }
+
+    static char* pack(const PackTask& task, const float* w, int64_t depth, int64_t block, char* to) {
+        for (int64_t k = 0; k < depth; ++k) {
+            for (int v = 0; v < kPanel; v += 2, to += kLanes * 4) {
+                float low[kLanes], high[kLanes];
+                store(low, weights_at(task, w, k, panel_columns(*task.packed, block, v)));
+                store(high, weights_at(task, w, k, panel_columns(*task.packed, block, v + 1)));
+                for (int lane = 0; lane < kLanes; ++lane) {
+                    const uint32_t pair = bfloat16_bits(low[lane]) | bfloat16_bits(high[lane]) << 16;
+                    std::memcpy(to + lane * 4, &pair, sizeof pair);
+                }
+            }
+        }
+        return to;
+    }
+
+    template <int kRows, int kPanels>
+    UNROLLED_INLINE static void add(const float* const (&a)[kRows], int64_t depth, const char* panel, int64_t stride,
+                                    Vector (&sum)[kRows][kPanels * kPanel]) {
+        for (int64_t k = 0; k < depth; ++k) {
+            Vector weights[kPanels * kPanel];
+#pragma GCC unroll 4
+            for (int v = 0; v < kPanels * kPanel; v += 2) {
+                const char* pairs = panel + (v / kPanel) * stride + (k * kPanel + v % kPanel) * kLanes * 2;
+                widen(pairs, weights[v], weights[v + 1]);
+            }
+#pragma GCC unroll 8
+            for (int r = 0; r < kRows; ++r) {
+                const Vector value = broadcast(a[r][k]);
+#pragma GCC unroll 8
+                for (int v = 0; v < kPanels * kPanel; ++v) sum[r][v] = fma(value, weights[v], sum[r][v]);
+            }
+        }
+    }
+};
+
+// Weights that floats are multiplied with: x first, then h, each in the order of depth.
+template <typename Weights>
+struct FloatFormat {
+    static int64_t block_bytes(int64_t input, int64_t hidden) {
+        return Weights::kFront + Weights::bytes(input) + Weights::bytes(hidden);
+    }
+
+    static void pack(const PackTask& task, int64_t block, char* panel) {
+        panel = pack_bias(task, block, panel);
+        panel = Weights::pack(task, task.w_x, task.packed->input, block, panel);
+        Weights::pack(task, task.w_h, task.packed->hidden, block, panel);
+    }
+
+    const StepInputs& inputs;
+    int64_t first_row;
+
+    FloatFormat(const StepInputs& given, Range rows, char*) : inputs(given), first_row(rows.begin) {}
+
+    template <int kRows, int kPanels>
+    UNROLLED_INLINE void add(int64_t first, const char* panel, int64_t stride,
+                             Vector (&sum)[kRows][kPanels * kPanel]) const {
+        const float *x[kRows], *h[kRows];
+        for (int r = 0; r < kRows; ++r) {
+            x[r] = inputs.x_row(first_row + first + r);
+            h[r] = inputs.h_row(first_row + first + r);
+        }
+        Weights::template add<kRows, kPanels>(x, inputs.input, panel + Weights::kFront, stride, sum);
+        const char* recurrent = panel + Weights::kFront + Weights::bytes(inputs.input);
+        Weights::template add<kRows, kPanels>(h, inputs.hidden, recurrent, stride, sum);
+    }
+};
+
+// A layer: sums start from the bias, or from the table's row, and end in the cell.
+struct LayerTarget {
+    const UnrolledStep& call;
+    int64_t layer;
+
+    UNROLLED_INLINE Vector start(int64_t row, int64_t block, int v, const float* bias) const {
+        if (layer > 0 || call.ids == nullptr) return load(bias + v * kLanes);
+        const int64_t unit = block * kLanes;
+        return load_some(call.table + (call.ids[row] * 4 + v) * call.hidden + unit, call.hidden - unit);
+    }
+
+    UNROLLED_INLINE void finish(int64_t row, int64_t block, const Vector* sum) const {
+        const int64_t unit = block * kLanes, count = call.hidden - unit;
+        const int64_t at = (layer * call.rows + row) * call.hidden + unit;
+        const Cell cell = next_cell(sum, load_some(call.c + at, count));
+        store_some(call.c + at, cell.c, count);
+        store_some(call.h_after + at, cell.h, count);
+    }
+};
+
+struct ProjectionTarget {
+    const UnrolledStep& call;
+
+    UNROLLED_INLINE Vector start(int64_t, int64_t, int v, const float* bias) const { return load(bias + v * kLanes); }
+
+    UNROLLED_INLINE void finish(int64_t row, int64_t block, const Vector* sum) const {
+        const int64_t column = block * kBlockColumns;
+        for (int v = 0; v < kPanel && column + v * kLanes < call.output; ++v) {
+            store_some(call.out + row * call.output + column + v * kLanes, sum[v], call.output - column - v * kLanes);
+        }
+    }
+};
+
+template <typename Format, typename Target>
+struct StepTile {
+    const Format& format;
+    const Target& target;
+    const char* panels;
+    int64_t block_bytes, block, blocks_left, row;
+
+    template <int kRows>
+    void tile(int64_t first) const {
+        if constexpr (kRows <= kMaxPairedRows) {
+            if (blocks_left >= 2) return run<kRows, 2>(first);
+        }
+        run<kRows, 1>(first);
+    }
+
+    template <int kRows, int kPanels>
+    void run(int64_t first) const {
+        const char* panel = panels + block * block_bytes;
+        Vector sum[kRows][kPanels * kPanel];
+#pragma GCC unroll 8
+        for (int v = 0; v < kPanels * kPanel; ++v) {
+            const auto* bias = reinterpret_cast<const float*>(panel + (v / kPanel) * block_bytes);
+#pragma GCC unroll 8
+            for (int r = 0; r < kRows; ++r) {
+                sum[r][v] = target.start(row + first + r, block + v / kPanel, v % kPanel, bias);
+            }
+        }
+        format.template add<kRows, kPanels>(first, panel, block_bytes, sum);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 2
+            for (int p = 0; p < kPanels; ++p) target.finish(row + first + r, block + p, &sum[r][p * kPanel]);
+        }
+    }
+};
+
+template <typename Format, typename Target>
+void step_product(const StepTask& task, int64_t slot, const StepInputs& inputs, const Packed& packed,
+                  const Target& target) {
+    const int64_t groups = task.grid.unit_groups;
+    const Range rows = part(task.call.rows, task.grid.row_groups, slot / groups);
+    const Range blocks = part(panel_blocks(packed), groups, slot % groups);
+    const int64_t block_bytes = Format::block_bytes(packed.input, packed.hidden);
+    if (blocks.begin == blocks.end) return;
+    for (int64_t row = rows.begin; row < rows.end; row += kStepRows) {
+        const int64_t count = rows.end - row < kStepRows ? rows.end - row : kStepRows;
+        const Format format(inputs, {row, row + count}, task.scratch + slot * task.slot_bytes);
+        const bool paired = count <= kMaxPairedRows;
+        const int64_t width = paired ? 2 : 1, turns = blocks_of(blocks.end - blocks.begin, width);
+        for (int64_t turn = 0; turn < turns; ++turn) {
+            const int64_t block = blocks.begin + width * (task.backwards ? turns - 1 - turn : turn);
+            const int64_t left = paired ? blocks.end - block : 1;
+            for_each_tile(count,
+                          StepTile<Format, Target>{format, target, packed.panels(), block_bytes, block, left, row});
+        }
+    }
+}
+
+template <typename Format>
+void step_phase(const StepTask& task, int64_t phase, int64_t slot) {
+    const UnrolledStep& call = task.call;
+    const int64_t state = call.rows * call.hidden;
+    const float* below = call.h_after + (phase - 1) * state;
+    if (phase == call.layers) {
+        const StepInputs inputs{nullptr, below, 0, call.hidden, false};
+        step_product<Format>(task, slot, inputs, *packed_at(call.packed_projection), ProjectionTarget{call});
+    } else {
+        const float* h = call.h_before + phase * state;
+        const StepInputs inputs = phase == 0 ? StepInputs{call.x, h, call.input, call.hidden, false}
+                                             : StepInputs{below, h, call.hidden, call.hidden, true};
+        step_product<Format>(task, slot, inputs, *packed_at(call.packed[phase]), LayerTarget{call, phase});
+    }
+}
+
+template <typename Format>
+void step(const void* given, int64_t phase, int64_t slot) {
+    const StepTask& task = *static_cast<const StepTask*>(given);
+    if (task.grid.unit_groups > 1) return step_phase<Format>(task, phase, slot);
+    const int64_t phases = task.call.layers + (task.call.packed_projection != nullptr ? 1 : 0);
+    for (int64_t each = 0; each < phases; ++each) step_phase<Format>(task, each, slot);
+}
+
+template <typename Format>
+void step_pack(const void* given, int64_t, int64_t slot) {
+    const PackTask& task = *static_cast<const PackTask*>(given);
+    const Packed& packed = *task.packed;
+    const int64_t bytes = Format::block_bytes(packed.input, packed.hidden);
+    const Range share = part(panel_blocks(packed), task.slots, slot);
+    for (int64_t block = share.begin; block < share.end; ++block) {
+        Format::pack(task, block, task.packed->panels() + block * bytes);
+    }
+}
+
+template <typename Format>
+constexpr StepKernel step_kernel() {
+    return {kLanes, step_pack<Format>, step<Format>};
+}
+
+}  // namespace UNROLLED_ISA
+}  // namespace unrolled
