@@ -122,11 +122,14 @@ def onnx_layers(model: MultiLayerLSTM, x: str) -> tuple[list[Any], list[Any], st
     """
     from onnx import helper, numpy_helper
 
+    nodes: list[Any] = []
+    constants: list[Any] = []
+    below = x
+
     def constant(name: str, value: Tensor) -> str:
         constants.append(numpy_helper.from_array(value.contiguous().numpy(), name))
         return name
 
-    nodes, constants, below = [], [], x
     direction_axis = constant("direction_axis", torch.tensor([1]))
     for k, (w_x, w_h, bias) in enumerate(weights(model)):
         reordered = [
