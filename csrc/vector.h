@@ -22,9 +22,14 @@
 namespace unrolled {
 namespace UNROLLED_ISA {
 
+// 1.5 * 2^23 + 127: a sum with a float below 2^22 has no bits below one, and ends in the biased exponent of 2^n, n being
+// the float's nearest whole number.
+constexpr float kExponentShift = 12583039.0f;
+
 #if defined(__AVX512F__)
 
 constexpr int kLanes = 16;
+constexpr bool kFused = true;  // whether `fma` rounds once
 
 struct Vector {
     __m512 value;
@@ -47,6 +52,10 @@ UNROLLED_INLINE Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.v
 UNROLLED_INLINE Vector operator/(Vector a, Vector b) { return {_mm512_div_ps(a.value, b.value)}; }
 // a * b + c, rounded once.
 UNROLLED_INLINE Vector fma(Vector a, Vector b, Vector c) { return {_mm512_fmadd_ps(a.value, b.value, c.value)}; }
+// c - a * b, rounded once.
+UNROLLED_INLINE Vector subtract_product(Vector c, Vector a, Vector b) {
+    return {_mm512_fnmadd_ps(a.value, b.value, c.value)};
+}
 // Where either is NaN, the second.
 UNROLLED_INLINE Vector minimum(Vector a, Vector b) { return {_mm512_min_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector maximum(Vector a, Vector b) { return {_mm512_max_ps(a.value, b.value)}; }
@@ -55,7 +64,16 @@ UNROLLED_INLINE Vector nearest(Vector x) {
 }
 // x * 2^n for whole n from -126 to 127.
 UNROLLED_INLINE Vector times_power_of_two(Vector x, Vector n) { return {_mm512_scalef_ps(x.value, n.value)}; }
+// 2^n for whole n from -127 to 128, given n + kExponentShift; 2^-127 is 0 and 2^128 infinity.
+UNROLLED_INLINE Vector power_of_two(Vector shifted) {
+    return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.value), 23))};
+}
+// In every lane table[k], k being the last four bits of that lane; the table is aligned to 64 bytes.
+UNROLLED_INLINE Vector look_up(const float* table, Vector k) {
+    return {_mm512_permutexvar_ps(_mm512_castps_si512(k.value), _mm512_load_ps(table))};
+}
 UNROLLED_INLINE Vector magnitude(Vector x) { return {_mm512_abs_ps(x.value)}; }
+// For x without a sign.
 UNROLLED_INLINE Vector with_sign_of(Vector x, Vector sign) {
     const __m512i bit = _mm512_set1_epi32(INT32_MIN);
     return {_mm512_castsi512_ps(_mm512_ternarylogic_epi32(bit, _mm512_castps_si512(sign.value),
@@ -70,6 +88,7 @@ UNROLLED_INLINE Vector select(Mask where, Vector yes, Vector no) {
 #elif defined(__AVX2__)
 
 constexpr int kLanes = 8;
+constexpr bool kFused = true;
 
 struct Vector {
     __m256 value;
@@ -93,6 +112,9 @@ UNROLLED_INLINE Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.v
 UNROLLED_INLINE Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector operator/(Vector a, Vector b) { return {_mm256_div_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector fma(Vector a, Vector b, Vector c) { return {_mm256_fmadd_ps(a.value, b.value, c.value)}; }
+UNROLLED_INLINE Vector subtract_product(Vector c, Vector a, Vector b) {
+    return {_mm256_fnmadd_ps(a.value, b.value, c.value)};
+}
 UNROLLED_INLINE Vector minimum(Vector a, Vector b) { return {_mm256_min_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector maximum(Vector a, Vector b) { return {_mm256_max_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector nearest(Vector x) {
@@ -102,10 +124,19 @@ UNROLLED_INLINE Vector times_power_of_two(Vector x, Vector n) {
     const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.value), _mm256_set1_epi32(127));
     return {_mm256_mul_ps(x.value, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
 }
+UNROLLED_INLINE Vector power_of_two(Vector shifted) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.value), 23))};
+}
+UNROLLED_INLINE Vector look_up(const float* table, Vector k) {
+    const __m256i bits = _mm256_castps_si256(k.value);
+    const __m256 low = _mm256_permutevar8x32_ps(_mm256_load_ps(table), bits);
+    const __m256 high = _mm256_permutevar8x32_ps(_mm256_load_ps(table + 8), bits);
+    return {_mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(bits, 28)))};
+}
 UNROLLED_INLINE Vector magnitude(Vector x) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0f), x.value)}; }
 UNROLLED_INLINE Vector with_sign_of(Vector x, Vector sign) {
     const __m256 bit = _mm256_set1_ps(-0.0f);
-    return {_mm256_or_ps(_mm256_andnot_ps(bit, x.value), _mm256_and_ps(bit, sign.value))};
+    return {_mm256_or_ps(x.value, _mm256_and_ps(bit, sign.value))};
 }
 UNROLLED_INLINE Mask less(Vector a, Vector b) { return {_mm256_cmp_ps(a.value, b.value, _CMP_LT_OQ)}; }
 UNROLLED_INLINE Mask is_nan(Vector x) { return {_mm256_cmp_ps(x.value, x.value, _CMP_UNORD_Q)}; }
@@ -117,6 +148,7 @@ UNROLLED_INLINE Vector select(Mask where, Vector yes, Vector no) {
 
 // Written as loops, which every compiler turns into the four lanes that each 64-bit processor has.
 constexpr int kLanes = 4;
+constexpr bool kFused = false;
 
 struct Vector {
     float value[kLanes];
@@ -145,6 +177,9 @@ UNROLLED_INLINE Vector operator*(Vector a, Vector b) { UNROLLED_LANES(a.value[k]
 UNROLLED_INLINE Vector operator/(Vector a, Vector b) { UNROLLED_LANES(a.value[k] / b.value[k]); }
 // a * b + c, rounded twice: a fused one in software would take a hundred times as long.
 UNROLLED_INLINE Vector fma(Vector a, Vector b, Vector c) { UNROLLED_LANES(a.value[k] * b.value[k] + c.value[k]); }
+UNROLLED_INLINE Vector subtract_product(Vector c, Vector a, Vector b) {
+    UNROLLED_LANES(c.value[k] - a.value[k] * b.value[k]);
+}
 UNROLLED_INLINE Vector minimum(Vector a, Vector b) { UNROLLED_LANES(a.value[k] < b.value[k] ? a.value[k] : b.value[k]); }
 UNROLLED_INLINE Vector maximum(Vector a, Vector b) { UNROLLED_LANES(a.value[k] > b.value[k] ? a.value[k] : b.value[k]); }
 UNROLLED_INLINE Vector nearest(Vector x) {
@@ -161,6 +196,21 @@ UNROLLED_INLINE Vector times_power_of_two(Vector x, Vector n) {
         std::memcpy(&power, &bits, sizeof power);
         result.value[k] = x.value[k] * power;
     }
+    return result;
+}
+UNROLLED_INLINE Vector power_of_two(Vector shifted) {
+    uint32_t bits[kLanes];
+    std::memcpy(bits, shifted.value, sizeof bits);
+    for (int k = 0; k < kLanes; ++k) bits[k] <<= 23;
+    Vector result;
+    std::memcpy(result.value, bits, sizeof bits);
+    return result;
+}
+UNROLLED_INLINE Vector look_up(const float* table, Vector k) {
+    uint32_t bits[kLanes];
+    std::memcpy(bits, k.value, sizeof bits);
+    Vector result;
+    for (int lane = 0; lane < kLanes; ++lane) result.value[lane] = table[bits[lane] & 15];
     return result;
 }
 UNROLLED_INLINE Vector magnitude(Vector x) { UNROLLED_LANES(std::fabs(x.value[k])); }
