@@ -1,7 +1,7 @@
 // One layer over time, forward: at every step the product with W_h, and in its registers the cell.
 #pragma once
 
-#include "activations.h"
+#include "cell.h"
 #include "tasks.h"
 #include "tile.h"
 
@@ -52,25 +52,24 @@ struct ForwardStep {
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-            for (int p = 0; p < kPanels; ++p) cell(rows[first + r], unit + p * kLanes, &sum[r][p * kPanel]);
+            for (int p = 0; p < kPanels; ++p) finish(rows[first + r], unit + p * kLanes, &sum[r][p * kPanel]);
         }
     }
 
-    UNROLLED_INLINE void cell(int64_t row, int64_t unit, const Vector* sum) const {
+    UNROLLED_INLINE void finish(int64_t row, int64_t unit, const Vector* sum) const {
         const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
         const bool kept = call.keep_c != 0;
-        const Vector i = sigmoid(sum[0]), f = sigmoid(sum[1]), g = tanh(sum[2]), o = sigmoid(sum[3]);
         const float* c_before = before(call.c, call.c0, row, kept) + unit;
-        const Vector c = fma(f, load_some(c_before, count), i * g);
+        const Cell cell = next_cell(sum, load_some(c_before, count));
         if (call.gates != nullptr) {
             float* gates = call.gates + at * 4 * hidden + unit;
-            store_some(gates, i, count);
-            store_some(gates + hidden, f, count);
-            store_some(gates + 2 * hidden, g, count);
-            store_some(gates + 3 * hidden, o, count);
+            store_some(gates, cell.i, count);
+            store_some(gates + hidden, cell.f, count);
+            store_some(gates + 2 * hidden, cell.g, count);
+            store_some(gates + 3 * hidden, cell.o, count);
         }
-        store_some(call.c + (kept ? at : row) * hidden + unit, c, count);
-        store_some(call.h + at * hidden + unit, o * tanh(c), count);
+        store_some(call.c + (kept ? at : row) * hidden + unit, cell.c, count);
+        store_some(call.h + at * hidden + unit, cell.h, count);
     }
 };
 
