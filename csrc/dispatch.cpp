@@ -6,6 +6,10 @@
 #include "tasks.h"
 #include "unrolled.h"
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 namespace unrolled {
 namespace {
 
@@ -86,6 +90,8 @@ int64_t unrolled_product_scratch(int64_t depth, int64_t columns) {
     return depth * round_up(columns, kMostColumns) + kAlignment;
 }
 
+int64_t unrolled_weight_gradient_scratch(int64_t threads) { return threads * kGradientScratch + kAlignment; }
+
 const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call) {
     if (const char* wrong = check_run(run)) return wrong;
     if (call == nullptr) return "call is NULL";
@@ -147,6 +153,36 @@ const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call
     }
     if (call->scratch_floats < unrolled_product_scratch(call->depth, call->columns)) return "scratch is too small";
     const ProductTask task{*call, run->threads, aligned(call->scratch)};
-    run_phases(kernels(run)->product, &task, 2, run->threads);
+    run_phases(kernels(run)->product, &task, call->packed ? 1 : 2, run->threads);
     return nullptr;
+}
+
+const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeightGradient* call) {
+    if (const char* wrong = check_run(run)) return wrong;
+    if (call == nullptr) return "call is NULL";
+    if (call->rows < 0 || call->depth < 0 || call->columns < 0) return "rows, depth and columns must not be negative";
+    if (call->x_stride < 0 || call->grad_stride < 0) return "strides must not be negative";
+    if (call->columns == 0) return nullptr;
+    if ((call->rows > 0 && (!call->grad || (call->depth > 0 && !call->x))) || (call->depth > 0 && !call->grad_w) ||
+        !call->scratch) {
+        return "x, grad, grad_w and scratch must not be NULL";
+    }
+    if (call->scratch_floats < unrolled_weight_gradient_scratch(run->threads)) return "scratch is too small";
+    if (call->rows == 0) std::memset(call->grad_w, 0, call->depth * call->columns * sizeof *call->grad_w);
+    const WeightGradientTask task{*call, run->threads, aligned(call->scratch)};
+    run_phases(kernels(run)->weight_gradient, &task, 1, run->threads);
+    return nullptr;
+}
+
+void unrolled_advise_large_pages(void* memory, int64_t bytes) {
+#if defined(__linux__)
+    constexpr uintptr_t kPage = uintptr_t{1} << 21;
+    const uintptr_t begin = (reinterpret_cast<uintptr_t>(memory) + kPage - 1) & ~(kPage - 1);
+    const uintptr_t end = (reinterpret_cast<uintptr_t>(memory) + bytes) & ~(kPage - 1);
+    // Advice only: where it is refused, pages stay small.
+    if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#else
+    (void)memory;
+    (void)bytes;
+#endif
 }

@@ -17,7 +17,7 @@ constexpr const char* kJoined[] = {"baseline", "baseline avx2", "baseline avx2 a
 
 struct Processor {
     int best;  // index into kNames
-    bool vnni, bf16;
+    bool vnni, bf16, intel;
 };
 
 #if defined(UNROLLED_X86)
@@ -55,9 +55,12 @@ unsigned saved_registers() {
 constexpr unsigned bit(int index) { return 1u << index; }
 constexpr bool all(unsigned value, unsigned bits) { return (value & bits) == bits; }
 
+// The first four letters of GenuineIntel.
+constexpr unsigned kGenuineIntel = 0x756e6547;
+
 // Bits: Intel 64 and IA-32 Architectures Software Developer's Manual, CPUID in volume 2A, XCR0 in volume 1, chapter 13.
 Processor detect() {
-    Processor found{0, false, false};
+    Processor found{0, false, false, cpuid(0, 0).ebx == kGenuineIntel};
     constexpr unsigned kFma = bit(12), kOsSaves = bit(27), kAvx = bit(28);
     if (!all(cpuid(1, 0).ecx, kFma | kOsSaves | kAvx)) return found;
     const unsigned saved = saved_registers();
@@ -75,7 +78,7 @@ Processor detect() {
 
 #else
 
-Processor detect() { return {0, false, false}; }
+Processor detect() { return {0, false, false, false}; }
 
 #endif
 
@@ -105,6 +108,11 @@ extern "C" {
 const char* unrolled_instruction_set(void) { return unrolled::best_instruction_set(); }
 
 const char* unrolled_instruction_sets(void) { return unrolled::kJoined[unrolled::processor().best]; }
+
+int32_t unrolled_prefers_own_products(void) {
+    const unrolled::Processor& found = unrolled::processor();
+    return found.best > 0 && !found.intel;
+}
 
 const char* unrolled_instruction_flags(void) {
     if (unrolled::has_vnni()) return unrolled::has_bf16() ? "vnni bf16" : "vnni";

@@ -3,9 +3,11 @@
 #include "backward.h"
 #include "forward.h"
 #include "product.h"
+#include "weight_gradient.h"
 
 namespace unrolled {
 
-const Kernels kAvx2{UNROLLED_ISA::kLanes, UNROLLED_ISA::forward, UNROLLED_ISA::backward, UNROLLED_ISA::product};
+const Kernels kAvx2{UNROLLED_ISA::kLanes, UNROLLED_ISA::forward, UNROLLED_ISA::backward, UNROLLED_ISA::product,
+                      UNROLLED_ISA::weight_gradient};
 
 }  // namespace unrolled

@@ -66,7 +66,7 @@ inline void product(const void* given, int64_t phase, int64_t slot) {
     const ProductTask& task = *static_cast<const ProductTask*>(given);
     const UnrolledProduct& call = task.call;
     const int64_t blocks = blocks_of(call.columns, kBlockColumns);
-    if (phase == 0) {
+    if (!call.packed && phase == 0) {
         const Range share = part(blocks, task.slots, slot);
         for (int64_t block = share.begin; block < share.end; ++block) pack_product(task, block);
         return;

@@ -35,9 +35,18 @@ struct ProductTask {
     float* packed;  // [block of 4 vectors][depth][4 lanes]
 };
 
+// Floats of gradient that each slot packs at a time.
+constexpr int64_t kGradientScratch = 128 * 64;
+
+struct WeightGradientTask {
+    UnrolledWeightGradient call;
+    int64_t slots;
+    float* packed;  // [slots][rows at a time][4 lanes]
+};
+
 struct Kernels {
     int64_t lanes;
-    Share forward, backward, product;
+    Share forward, backward, product, weight_gradient;
 };
 
 extern const Kernels kBaseline;

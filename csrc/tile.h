@@ -20,11 +20,15 @@ constexpr int kMaxRows = 3;
 // their own results.
 constexpr int kMaxPairedRows = kMaxRows == 7 ? 3 : 1;
 
-// sum[r][v] += a[r][k] * panel[k][v] for all k in order; panel p of several lies `panel_stride` floats behind panel 0.
+// Products that are added up in registers before they join the sum: one long chain would round 2,048 times where a
+// blocked product rounds 128 + 16 times.
+constexpr int64_t kPart = 128;
+
+// sum[r][v] += a[r][k] * panel[k][v] for k in begin..end; panel p of several lies `panel_stride` floats behind panel 0.
 template <int kRows, int kPanels>
-UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, const float* panel, int64_t panel_stride,
-                                Vector (&sum)[kRows][kPanels * kPanel]) {
-    for (int64_t k = 0; k < depth; ++k) {
+UNROLLED_INLINE void accumulate_part(const float* const (&a)[kRows], int64_t begin, int64_t end, const float* panel,
+                                     int64_t panel_stride, Vector (&sum)[kRows][kPanels * kPanel]) {
+    for (int64_t k = begin; k < end; ++k) {
         Vector weights[kPanels * kPanel];
 #pragma GCC unroll 8
         for (int v = 0; v < kPanels * kPanel; ++v) {
@@ -35,6 +39,27 @@ UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, c
             const Vector value = broadcast(a[r][k]);
 #pragma GCC unroll 8
             for (int v = 0; v < kPanels * kPanel; ++v) sum[r][v] = fma(value, weights[v], sum[r][v]);
+        }
+    }
+}
+
+// The same for k in 0..depth, in parts, the first of which goes on from what `sum` holds.
+template <int kRows, int kPanels>
+UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, const float* panel, int64_t panel_stride,
+                                Vector (&sum)[kRows][kPanels * kPanel]) {
+    accumulate_part<kRows, kPanels>(a, 0, depth < kPart ? depth : kPart, panel, panel_stride, sum);
+    for (int64_t k = kPart; k < depth; k += kPart) {
+        Vector later[kRows][kPanels * kPanel];
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+            for (int v = 0; v < kPanels * kPanel; ++v) later[r][v] = zero();
+        }
+        accumulate_part<kRows, kPanels>(a, k, depth - k < kPart ? depth : k + kPart, panel, panel_stride, later);
+#pragma GCC unroll 8
+        for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+            for (int v = 0; v < kPanels * kPanel; ++v) sum[r][v] = sum[r][v] + later[r][v];
         }
     }
 }

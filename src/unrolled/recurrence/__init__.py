@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from . import portable, reference
+from . import cpu, portable, products, reference
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
 from .precision import full_precision
 from .ranges import checked_range
@@ -77,7 +77,8 @@ def scan(
             h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths)
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype)
-        h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths)
+        run = cpu.scan if chosen == "cpu" else portable.scan
+        h, c, gates = run(pre, w_h, h0, c0, resets, lengths)
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), pre)
 
 
@@ -127,7 +128,7 @@ def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
         return F.embedding(x.t(), (w_x + bias).flatten(1)).reshape(steps, rows, 4, hidden)
     flat = x.transpose(0, 1).reshape(steps * rows, width)
     # Autocast makes this product low-precision; the recurrence stays in the weights' own dtype.
-    product = torch.addmm(bias.flatten(), flat, w_x.flatten(1)).to(dtype)
+    product = products.linear(flat, w_x.flatten(1), bias.flatten()).to(dtype)
     return product.reshape(steps, rows, 4, hidden)
 
 

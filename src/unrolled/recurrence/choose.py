@@ -8,6 +8,8 @@ from typing import NamedTuple
 import torch
 import torch.autograd.forward_ad
 
+from . import native
+
 AUTO = "auto"
 
 
@@ -59,16 +61,25 @@ class Choice:
 
 
 _DESCRIPTIONS = {
+    "cpu": "the native kernel, fused and threaded",
     "portable": "fused in plain torch, needs no compiler",
     "reference": "the equations step by step; slow, open to a debugger and to forward mode",
 }
 NAMES = (AUTO, *_DESCRIPTIONS)
 
 
+# A compiled graph holds the answer: a library does not come or go while it lives.
+_missing = torch.compiler.assume_constant_result(native.missing)
+
+
 def _refusal(backend: str, call: Call) -> str | None:
     if not call.dtype.is_floating_point:
         return f"it takes floating-point weights, got {str(call.dtype).removeprefix('torch.')}"
-    if backend == "portable" and call.forward_mode:
+    if backend == "cpu" and (call.device.type != "cpu" or call.dtype != torch.float32):
+        return "it takes float32 on the CPU"
+    if backend == "cpu" and (missing := _missing()) is not None:
+        return missing
+    if backend != "reference" and call.forward_mode:
         return "it has no forward-mode derivative; the reference has"
     return None
 

@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import reference
+from . import products, reference
 from .precision import full_precision
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
@@ -190,7 +190,7 @@ def _grad_recurrent_weights(
         before = before.masked_fill(reference.ended(lengths, steps)[1:].unsqueeze(-1), 0)
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
     first = h0.mT @ dpre[:1].sum(0)
-    rest = before.reshape(-1, hidden).mT @ dpre[1:].reshape(-1, 4 * hidden)
+    rest = products.weight_gradient(before.reshape(-1, hidden), dpre[1:].reshape(-1, 4 * hidden))
     return (first + rest).reshape(hidden, 4, hidden)
 
 

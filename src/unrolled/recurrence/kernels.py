@@ -1,0 +1,293 @@
+"""The calls into the native library: its structs, and one function for each kernel, from tensors to tensors.
+
+Every tensor is float32 on the CPU; layout and size are checked here, since behind this file there are only addresses.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from ctypes import c_char_p, c_int32, c_int64, c_void_p
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from . import native
+
+# From this size on a fresh buffer asks for large pages: below it the allocator hands out memory that it has.
+_LARGE = 4 * 2**20
+
+
+class _Run(ctypes.Structure):
+    _fields_ = [("instruction_set", c_char_p), ("threads", c_int64)]
+
+
+class _Gradient(ctypes.Structure):
+    _fields_ = [("data", c_void_p), ("time_stride", c_int64), ("row_stride", c_int64)]
+
+
+def _pointers(*names: str) -> list[tuple[str, type]]:
+    return [(name, c_void_p) for name in names]
+
+
+class _Forward(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("steps", "rows", "hidden")),
+        *_pointers("pre", "w_h", "h0", "c0", "resets", "lengths", "h", "c", "gates", "scratch"),
+        ("scratch_floats", c_int64),
+        ("keep_c", c_int32),
+        ("packed", c_int32),
+    ]
+
+
+class _Backward(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("steps", "rows", "hidden")),
+        *((name, _Gradient) for name in ("grad_h", "grad_c", "grad_gates")),
+        *_pointers("w_h", "c", "gates", "c0", "resets", "lengths", "grad_pre", "grad_h0", "grad_c0", "scratch"),
+        ("scratch_floats", c_int64),
+    ]
+
+
+class _Product(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "depth", "columns")),
+        ("x", c_void_p),
+        ("x_stride", c_int64),
+        ("w", c_void_p),
+        ("w_depth_stride", c_int64),
+        ("w_column_stride", c_int64),
+        *_pointers("bias", "out", "scratch"),
+        ("scratch_floats", c_int64),
+        ("packed", c_int32),
+    ]
+
+
+class _WeightGradient(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("rows", "depth", "columns")),
+        *_pointers("x", "grad"),
+        ("x_stride", c_int64),
+        ("grad_stride", c_int64),
+        *_pointers("grad_w", "grad_bias", "scratch"),
+        ("scratch_floats", c_int64),
+    ]
+
+
+_forced: bytes | None = None
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """Within, every kernel runs on this set, one of `native.instruction_sets()`."""
+    global _forced
+    if name not in native.instruction_sets():
+        raise ValueError(f"instruction set {name!r} is not one of {', '.join(native.instruction_sets())}")
+    before, _forced = _forced, name.encode("ascii")
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+@functools.cache
+def prefers_own_products() -> bool:
+    """Whether the kernels' own products are the faster ones here: on x86 processors that MKL was not made for."""
+    return bool(_library().unrolled_prefers_own_products())
+
+
+def forward(
+    pre: Tensor,
+    w_h: Tensor,
+    state: tuple[Tensor, Tensor],
+    masks: tuple[Tensor | None, Tensor | None],
+    out: tuple[Tensor, Tensor, Tensor | None],
+    *,
+    scratch: Tensor | None = None,
+) -> Tensor:
+    """Run `pre` [T, B, 4, H] through the recurrence into `out`: h [T, B, H], c [T, B, H] or [B, H] (the last step's),
+    gates [T, B, 4, H] or None. Returns the scratch, which a later call with the same `w_h` may be given again.
+    """
+    steps, rows, _, hidden = pre.shape
+    h, c, gates = out
+    packed = scratch is not None
+    if scratch is None:
+        scratch = empty((_library().unrolled_forward_scratch(hidden),))
+    pre, w_h, h0, c0 = pre.contiguous(), w_h.contiguous(), state[0].contiguous(), state[1].contiguous()
+    resets, lengths = _masks(masks, steps, rows)
+    _expect(pre, (steps, rows, 4, hidden)), _expect(w_h, (hidden, 4, hidden))
+    _expect(h0, (rows, hidden)), _expect(c0, (rows, hidden)), _expect(h, (steps, rows, hidden))
+    keep_c = c.dim() == 3
+    _expect(c, (steps, rows, hidden) if keep_c else (rows, hidden))
+    if gates is not None:
+        _expect(gates, (steps, rows, 4, hidden))
+    call = _Forward(
+        *(steps, rows, hidden),
+        *_addresses(pre, w_h, h0, c0, resets, lengths, h, c, gates, scratch),
+        *(scratch.numel(), keep_c, packed),
+    )
+    _check(_library().unrolled_forward(ctypes.byref(_run()), ctypes.byref(call)))
+    return scratch
+
+
+def backward(
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    w_h: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    c0: Tensor,
+    masks: tuple[Tensor | None, Tensor | None],
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`reference.scan_backward`; `grads` are the cotangents of h, c and gates, whose outer axes may be strided."""
+    steps, rows, _, hidden = gates.shape
+    w_h, c, gates, c0 = w_h.contiguous(), c.contiguous(), gates.contiguous(), c0.contiguous()
+    grad_h, grad_c = (_rows_apart(grad, (steps, rows, hidden)) for grad in grads[:2])
+    grad_gates = _rows_apart(None if grads[2] is None else grads[2].flatten(2), (steps, rows, 4 * hidden))
+    resets, lengths = _masks(masks, steps, rows)
+    grad_pre = empty((steps, rows, 4, hidden))
+    grad_h0, grad_c0 = empty((rows, hidden)), empty((rows, hidden))
+    scratch = empty((_library().unrolled_backward_scratch(hidden),))
+    _expect(w_h, (hidden, 4, hidden)), _expect(c, (steps, rows, hidden)), _expect(c0, (rows, hidden))
+    _expect(gates, (steps, rows, 4, hidden))
+    call = _Backward(
+        *(steps, rows, hidden),
+        *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
+        *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
+        scratch.numel(),
+    )
+    _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
+    return grad_pre, grad_h0, grad_c0
+
+
+def product(
+    x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor | None = None, *, scratch: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """x [N, K] times w [K, M], plus bias [M], into `out` or a new tensor; and the scratch, to be given with the same w.
+
+    Each sum runs over K in order, starting from the bias: a row's bits depend on nothing but that row.
+    """
+    x = x if x.stride(1) == 1 and x.stride(0) >= 0 else x.contiguous()
+    w = w if 1 in w.stride() else w.contiguous()
+    rows, depth, columns = x.shape[0], x.shape[1], w.shape[1]
+    out = empty((rows, columns)) if out is None else out
+    packed = scratch is not None
+    if scratch is None:
+        scratch = empty((_library().unrolled_product_scratch(depth, columns),))
+    bias = None if bias is None else bias.contiguous()
+    _expect(out, (rows, columns))
+    if w.shape[0] != depth or (bias is not None and bias.shape != (columns,)):
+        raise ValueError(f"x {list(x.shape)}, w {list(w.shape)} and bias do not fit together")
+    call = _Product(
+        *(rows, depth, columns, x.data_ptr(), x.stride(0), w.data_ptr(), w.stride(0), w.stride(1)),
+        *_addresses(bias, out, scratch),
+        *(scratch.numel(), packed),
+    )
+    _check(_library().unrolled_product(ctypes.byref(_run()), ctypes.byref(call)))
+    return out, scratch
+
+
+def weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    """x^T grad [K, M] and the sum of grad [M], for x [N, K] and grad [N, M]; sums over N in order."""
+    x, grad = (value if value.stride(1) == 1 and value.stride(0) >= 0 else value.contiguous() for value in (x, grad))
+    rows, depth, columns = x.shape[0], x.shape[1], grad.shape[1]
+    if grad.shape[0] != rows:
+        raise ValueError(f"x {list(x.shape)} and grad {list(grad.shape)} differ in rows")
+    grad_w, grad_bias = empty((depth, columns)), empty((columns,))
+    run = _run()
+    scratch = empty((_library().unrolled_weight_gradient_scratch(run.threads),))
+    call = _WeightGradient(
+        *(rows, depth, columns, x.data_ptr(), grad.data_ptr(), x.stride(0), grad.stride(0)),
+        *_addresses(grad_w, grad_bias, scratch),
+        scratch.numel(),
+    )
+    _check(_library().unrolled_weight_gradient(ctypes.byref(run), ctypes.byref(call)))
+    return grad_w, grad_bias
+
+
+def empty(shape: tuple[int, ...]) -> Tensor:
+    """Uninitialised float32 memory; where it is large, on large pages, whose first touch costs a fifth."""
+    memory = torch.empty(shape, dtype=torch.float32, device="cpu")
+    if memory.nbytes >= _LARGE:
+        _library().unrolled_advise_large_pages(c_void_p(memory.data_ptr()), c_int64(memory.nbytes))
+    return memory
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    """The library with torch's own threads under it."""
+    found = native.library()
+    if found is None:
+        raise RuntimeError(f"Unrolled has no native library here: {native.missing()}")
+    for name in ("forward", "backward", "product", "weight_gradient"):
+        getattr(found, f"unrolled_{name}").restype = c_char_p
+    for name, arguments in (("forward", 1), ("backward", 1), ("product", 2), ("weight_gradient", 1)):
+        scratch = getattr(found, f"unrolled_{name}_scratch")
+        scratch.restype, scratch.argtypes = c_int64, [c_int64] * arguments
+    found.unrolled_use_parallel_for(_parallel_for())
+    return found
+
+
+def _parallel_for() -> c_void_p | None:
+    """torch's way into its own threads, or None where it has none that can wait for each other.
+
+    A slot may spin until another one arrives, so all must run at once: OpenMP promises that, a queue of tasks does not.
+    """
+    if "OpenMP" not in torch.__config__.parallel_info():
+        return None
+    folder = Path(torch.__file__).parent / "lib"
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib", "torch_cpu.dll"):
+        if (folder / name).exists():
+            function = getattr(ctypes.CDLL(str(folder / name)), "torch_parallel_for", None)
+            return None if function is None else ctypes.cast(function, c_void_p)
+    return None
+
+
+def _run() -> _Run:
+    return _Run(_forced, torch.get_num_threads())
+
+
+def _check(wrong: bytes | None) -> None:
+    if wrong is not None:
+        raise RuntimeError(f"the native library refused a call: {wrong.decode('ascii')}")
+
+
+def _expect(value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.shape != shape or value.dtype != torch.float32 or not value.is_cpu or not value.is_contiguous():
+        raise ValueError(
+            f"a kernel got {list(value.shape)} {value.dtype} on {value.device}, expected contiguous float32 "
+            f"{list(shape)} on the CPU"
+        )
+
+
+def _masks(masks: tuple[Tensor | None, Tensor | None], steps: int, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    """resets as contiguous bytes [T, B], lengths as contiguous int64 [B]."""
+    resets, lengths = masks
+    if resets is not None:
+        resets = resets.contiguous()
+        if resets.shape != (steps, rows) or resets.dtype != torch.bool:
+            raise ValueError(f"resets is {list(resets.shape)} {resets.dtype}, expected bool [{steps}, {rows}]")
+    if lengths is not None:
+        lengths = lengths.contiguous()
+        if lengths.shape != (rows,) or lengths.dtype != torch.int64:
+            raise ValueError(f"lengths is {list(lengths.shape)} {lengths.dtype}, expected int64 [{rows}]")
+    return resets, lengths
+
+
+def _rows_apart(grad: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
+    """A cotangent whose last axis is contiguous: what lies batch-first is read as it lies."""
+    if grad is None:
+        return None
+    if grad.shape != shape or grad.dtype != torch.float32 or not grad.is_cpu:
+        raise ValueError(f"a cotangent is {list(grad.shape)} {grad.dtype} on {grad.device}, expected {list(shape)}")
+    return grad if grad.stride(2) == 1 else grad.contiguous()
+
+
+def _gradient(grad: Tensor | None) -> _Gradient:
+    return _Gradient(None, 0, 0) if grad is None else _Gradient(grad.data_ptr(), grad.stride(0), grad.stride(1))
+
+
+def _addresses(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    return tuple(None if tensor is None else tensor.data_ptr() for tensor in tensors)

@@ -1,0 +1,101 @@
+"""The large products around a recurrence: torch's, or the native library's own.
+
+The own ones sum each output in one fixed order, whatever rows it is computed with; and on x86 processors that MKL was
+not made for they are also the faster ones. Transforms and compiled graphs always take torch's.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import kernels, native
+
+_LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
+_LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias) -> Tensor")
+_LIBRARY.define("weight_gradient(Tensor x, Tensor grad) -> (Tensor, Tensor)")
+
+
+def linear(x: Tensor, w: Tensor, bias: Tensor, *, strict: bool = False) -> Tensor:
+    """x [N, K] times w [K, M], plus bias [M]. `strict`: the own product, which must be able to run."""
+    if strict or _own(x, w):
+        return _Product.apply(x, w, bias)
+    return torch.addmm(bias, x, w)
+
+
+def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    """x^T grad, [K, M], for x [N, K] and grad [N, M]."""
+    if _own(x, grad) and not torch.is_grad_enabled():
+        gradient: Tensor = torch.ops.unrolled.weight_gradient(x, grad)[0]
+        return gradient
+    return x.mT @ grad
+
+
+def _own(*values: Tensor) -> bool:
+    return (
+        all(value.dtype == torch.float32 and value.is_cpu for value in values)
+        and not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        and native.library() is not None
+        and kernels.prefers_own_products()
+    )
+
+
+class _Product(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+        out: Tensor = torch.ops.unrolled.product(x, w, bias)
+        return out
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs[:2])
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+        x, w = ctx.saved_tensors
+        for_x, for_w, for_bias = ctx.needs_input_grad
+        if torch.is_grad_enabled():
+            # A graph is being made of this pass: torch's own operations know their derivatives.
+            return grad @ w.mT if for_x else None, x.mT @ grad if for_w else None, grad.sum(0) if for_bias else None
+        grad_x = torch.ops.unrolled.product(grad, w.mT, None) if for_x else None
+        grad_w, grad_bias = torch.ops.unrolled.weight_gradient(x, grad) if for_w or for_bias else (None, None)
+        return grad_x, grad_w, grad_bias
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
+        return _map_product(info, in_dims, *args)
+
+
+def _map_product(info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, bias: Tensor | None) -> Any:
+    x, w = (value if dim is None else value.movedim(dim, 0) for value, dim in zip((x, w), in_dims[:2], strict=True))
+    out = x @ w
+    if bias is not None:
+        out = out + (bias if in_dims[2] is None else bias.movedim(in_dims[2], 0).unsqueeze(1))
+    return out, 0
+
+
+def _map_weight_gradient(info: Any, in_dims: tuple[int | None, ...], x: Tensor, grad: Tensor) -> Any:
+    x, grad = (value if dim is None else value.movedim(dim, 0) for value, dim in zip((x, grad), in_dims, strict=True))
+    grad_w, grad_bias = x.mT @ grad, grad.sum(-2)
+    if grad_w.dim() > grad_bias.dim() + 1:
+        grad_bias = grad_bias.expand(info.batch_size, -1)
+    return (grad_w, grad_bias), (0, 0)
+
+
+def _product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+    return kernels.product(x, w, bias)[0]
+
+
+_LIBRARY.impl("product", _product, "CompositeExplicitAutograd")
+_LIBRARY.impl("weight_gradient", kernels.weight_gradient, "CompositeExplicitAutograd")
+torch.library.register_fake("unrolled::product", lambda x, w, bias: x.new_empty(x.shape[0], w.shape[1]), lib=_LIBRARY)
+torch.library.register_fake(
+    "unrolled::weight_gradient",
+    lambda x, grad: (x.new_empty(x.shape[1], grad.shape[1]), x.new_empty(grad.shape[1])),
+    lib=_LIBRARY,
+)
+torch.library.register_vmap("unrolled::product", _map_product, lib=_LIBRARY)
+torch.library.register_vmap("unrolled::weight_gradient", _map_weight_gradient, lib=_LIBRARY)
