@@ -27,6 +27,8 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.native": set(),
     "recurrence.seam": {"recurrence.reference", "recurrence.precision"},
     "recurrence.portable": {"recurrence.reference", "recurrence.seam"},
+    "recurrence.step": set(),
+    "recurrence.native_step": {"recurrence.step", "recurrence.kernels", "recurrence.native"},
     "recurrence": {
         "recurrence.reference",
         "recurrence.choose",
@@ -47,7 +49,16 @@ ARROWS: dict[str, set[str]] = {
     "model": {"stack", "state"},
     "trace": {"stack", "model"},
     "evaluate": {"model", "loss", "lanes", "corpus", "tokens"},
-    "generate": {"model", "state", "tokens"},
+    "snapshot": set(),
+    "step_arguments": {"state"},
+    "parts": {"model", "stack", "layer", "interop", "recurrence.step"},
+    "calibration": {"parts", "loss"},
+    "stepper": {
+        *("parts", "calibration", "snapshot", "step_arguments", "state"),
+        *("recurrence", "recurrence.step", "recurrence.native_step"),
+    },
+    "reader": {"model", "parts", "stepper", "state"},
+    "generate": {"model", "reader", "state", "tokens"},
     "manifest": set(),
     "checkpoint": {"model", "tokens", "manifest", "__version__"},
     "config": {"corpus", "tokens", "manifest"},
@@ -60,7 +71,7 @@ ARROWS: dict[str, set[str]] = {
     },
     "progress": {"train", "config", "events", "evaluate", "model", "trace"},
 }
-ARROWS[FRONT] = {"layer", "stack", "state", "interop", "recurrence"} | {
+ARROWS[FRONT] = {"layer", "stack", "state", "interop", "recurrence", "stepper", "calibration"} | {
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate")
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}

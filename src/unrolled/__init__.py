@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .calibration import Calibration
     from .checkpoint import CheckpointError, Run, load, save_model
     from .config import ConfigError, TrainConfig
     from .corpus import Corpus, CorpusError, Split, builtin_text, read_corpus
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from .recurrence import BackendUnavailable, Choice, backends
     from .stack import MultiLayerLSTM, Trace
     from .state import LSTMState
+    from .stepper import Stepper
     from .tokens import (
         ByteTokenizer,
         CharTokenizer,
@@ -44,6 +46,8 @@ _MODULES = {
     "layer": ("LSTMLayer", "LayerTrace", "LayerGradients"),
     "stack": ("MultiLayerLSTM", "Trace"),
     "state": ("LSTMState",),
+    "stepper": ("Stepper",),
+    "calibration": ("Calibration",),
     "interop": ("from_torch", "to_torch"),
     "recurrence": ("backends", "Choice", "BackendUnavailable"),
     "tokens": (
@@ -75,6 +79,8 @@ __all__ = [
     "Trace",
     "LayerTrace",
     "LayerGradients",
+    "Stepper",
+    "Calibration",
     "from_torch",
     "to_torch",
     "backends",

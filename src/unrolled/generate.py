@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .model import LanguageModel, evaluating
+from .model import LanguageModel
+from .reader import reader_of
 from .state import LSTMState
 from .tokens import IntArray, Tokenizer
 
@@ -99,15 +100,17 @@ def sample(
     logits hold NaN or +inf, or nothing but -inf.
     """
     _check(0, temperature, top_k, top_p)
-    # In float64 on the CPU whatever the model runs in: the draw is the same on every device.
-    values, ids = logits.detach().to("cpu").to(torch.float64).sort(descending=True, stable=True)
-    if not math.isfinite(values[0].item()) or values.isnan().any():
-        raise ValueError(
-            "the model's logits are not finite, so there is nothing to draw from; most likely its weights diverged in "
-            "training: go back to an earlier checkpoint, or train with a lower --lr"
-        )
+    return _draw(_on_the_cpu(logits.detach()), temperature, top_k, top_p, generator)
+
+
+def _draw(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> int:
+    """`sample` of float64 logits on the CPU, settings unchecked."""
     if temperature == 0:
-        return int(ids[0])
+        best = int(logits.argmax())  # of equals the first; a NaN is larger than all
+        _check_finite(logits[best])
+        return best
+    values, ids = logits.sort(descending=True, stable=True)
+    _check_finite(values[0])
     shares = ((values - values[0]) / temperature).softmax(0)
     if top_k:
         shares = shares[:top_k] / shares[:top_k].sum()
@@ -115,6 +118,20 @@ def sample(
         before = shares.cumsum(0) - shares
         shares = shares[: max(1, int((before < top_p).sum()))]
     return int(ids[torch.multinomial(shares, 1, generator=generator)])
+
+
+def _check_finite(largest: Tensor) -> None:
+    """NaN, which sorts first, +inf, or nothing but -inf: what the largest logit is then."""
+    if not math.isfinite(largest.item()):
+        raise ValueError(
+            "the model's logits are not finite, so there is nothing to draw from; most likely its weights diverged in "
+            "training: go back to an earlier checkpoint, or train with a lower --lr"
+        )
+
+
+def _on_the_cpu(logits: Tensor) -> Tensor:
+    """In float64 on the CPU whatever the model runs in: the draw is the same on every device."""
+    return logits.to("cpu").to(torch.float64)
 
 
 def _pieces(
@@ -125,34 +142,27 @@ def _pieces(
     settings: tuple[float, int, float],
     generator: torch.Generator,
 ) -> Iterator[Piece]:
-    temperature, top_k, top_p = settings
     decoder = run.tokenizer.decoder()
     text, ids, logprob = "", list[int](), 0.0
     before: LSTMState | None = None
+    reader = reader_of(run.model, state)
     for _ in range(max_tokens):
-        logits, after = _step(run.model, fed, state)
-        before = before or after
-        token = sample(logits, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+        logits = _on_the_cpu(reader.read(fed))
+        before = before or reader.state
+        token = _draw(logits, *settings, generator)
         text += decoder.push(token)
         ids.append(token)
-        logprob += logits.to("cpu").to(torch.float64).log_softmax(0)[token].item()
+        logprob += logits.log_softmax(0)[token].item()
         # A piece ends where no character is open: then, and only then, nothing is missing from the text of its ids.
         if text and run.tokenizer.decode(ids) == text:
             yield Piece(text, tuple(ids), logprob, before, 0)
             text, ids, logprob, before = "", [], 0.0, None
-        fed, state = [token], after
+            # Whoever looked at the piece may have changed the model.
+            if not reader.follows(run.model):
+                reader = reader_of(run.model, reader.state)
+        fed = [token]
     if ids and before is not None:
         yield Piece(text + decoder.finish(), tuple(ids), logprob, before, 0)
-
-
-def _step(
-    model: LanguageModel, ids: list[int], state: LSTMState | tuple[Tensor, Tensor] | None
-) -> tuple[Tensor, LSTMState]:
-    """Logits [vocabulary] after the last of `ids`, and the state then."""
-    device = next(model.parameters()).device
-    with torch.no_grad(), evaluating(model):
-        logits, after = model(torch.tensor([ids], device=device), state)
-    return logits[0, -1], after
 
 
 def _prompt_ids(tokenizer: Tokenizer, prompt: str | bytes | Sequence[int]) -> list[int]:

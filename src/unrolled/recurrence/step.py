@@ -1,0 +1,89 @@
+"""One time step of a whole stack: what its weights are, and how plain torch takes it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class LayerWeights(NamedTuple):
+    """`w_x` [input, 4, hidden], `w_h` [hidden, 4, hidden], `bias` [4, hidden]; contiguous float32 on the CPU."""
+
+    w_x: Tensor
+    w_h: Tensor
+    bias: Tensor
+
+
+class StackWeights(NamedTuple):
+    """`layers` bottom first; `projection`: [output, hidden] and its bias; `embedding` [vocabulary, input]."""
+
+    layers: tuple[LayerWeights, ...]
+    projection: tuple[Tensor, Tensor] | None
+    embedding: Tensor | None
+
+
+class PlainStep:
+    """A stack of `rows` rows with buffers for everything that a step computes, so that it allocates nothing.
+
+    `h` and `c` [layers, rows, hidden] are the state, to be read and written between two steps.
+    """
+
+    def __init__(self, weights: StackWeights, rows: int) -> None:
+        layers, hidden = len(weights.layers), weights.layers[0].w_h.shape[0]
+        self.h, self.c = torch.zeros(layers, rows, hidden), torch.zeros(layers, rows, hidden)
+        self._pre = torch.empty(rows, 4 * hidden)
+        self._tanh_c = torch.empty(rows, hidden)
+        gates = self._pre.view(rows, 4, hidden)
+        self._i, self._f, self._g, self._o = gates.unbind(1)
+        self._input_and_forget = gates[:, :2]
+        self._layers = [(w_x.flatten(1), w_h.flatten(1), bias.flatten()) for w_x, w_h, bias in weights.layers]
+        self._projection = None if weights.projection is None else (weights.projection[0].t(), weights.projection[1])
+        self._table: Tensor | None = None
+
+    takes_frames = True
+
+    def take_frames(self, weights: StackWeights) -> None:
+        """Nothing is left to do."""
+
+    @property
+    def takes_ids(self) -> bool:
+        return self._table is not None
+
+    def take_ids(self, weights: StackWeights) -> None:
+        """Make ready for ids, of the embedding's rows or of one-hot ones: what each adds to the first layer's gates."""
+        w_x, _, bias = self._layers[0]
+        self._table = w_x + bias if weights.embedding is None else torch.addmm(bias, weights.embedding, w_x)
+
+    @torch.no_grad()
+    def frames(self, x: Tensor, out: Tensor) -> None:
+        """Take a step on `x` [rows, input]; `out` [rows, output] may be `x` itself."""
+        w_x, _, bias = self._layers[0]
+        torch.addmm(bias, x, w_x, out=self._pre)
+        self._climb(out)
+
+    @torch.no_grad()
+    def ids(self, ids: Tensor, out: Tensor) -> None:
+        """Take a step on `ids` [rows] int64; IndexError, and nothing done, where one is out of range."""
+        assert self._table is not None
+        torch.index_select(self._table, 0, ids, out=self._pre)
+        self._climb(out)
+
+    def _climb(self, out: Tensor) -> None:
+        for k, (w_x, w_h, bias) in enumerate(self._layers):
+            if k:
+                torch.addmm(bias, self.h[k - 1], w_x, out=self._pre)
+            h, c = self.h[k], self.c[k]
+            self._pre.addmm_(h, w_h)
+            self._input_and_forget.sigmoid_()
+            self._g.tanh_()
+            self._o.sigmoid_()
+            c.mul_(self._f).addcmul_(self._i, self._g)
+            torch.tanh(c, out=self._tanh_c)
+            torch.mul(self._o, self._tanh_c, out=h)
+        if self._projection is None:
+            out.copy_(self.h[-1])
+        else:
+            weight, bias = self._projection
+            torch.addmm(bias, self.h[-1], weight, out=out)
