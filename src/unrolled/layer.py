@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from . import recurrence
 from .arguments import check_input, check_layer_state, check_masks, check_same_rows
@@ -116,6 +117,9 @@ class LSTMLayer(nn.Module):
 
     Parameters, for each gate in `f`, `i`, `o`, `g`: `W_x*` [input, hidden], `W_h*` [hidden, hidden] (Xavier-uniform,
     Glorot & Bengio 2010) and `b_*` [hidden] (zeros). The equations are in `unrolled.recurrence.reference`.
+
+    `strict`: every row has the same bits in any batch, chunk or thread count. `recompute`: training keeps h and c only,
+    and the backward pass makes the gates again, for one forward pass more.
     """
 
     W_xf: nn.Parameter
@@ -137,6 +141,8 @@ class LSTMLayer(nn.Module):
         hidden_dim: int,
         *,
         backend: str = "auto",
+        strict: bool = False,
+        recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -144,7 +150,8 @@ class LSTMLayer(nn.Module):
         if input_dim < 1 or hidden_dim < 1:
             raise ValueError(f"input_dim={input_dim} and hidden_dim={hidden_dim} must both be at least 1")
         recurrence.check_name(backend)
-        self.input_dim, self.hidden_dim, self.backend = input_dim, hidden_dim, backend
+        self.input_dim, self.hidden_dim = input_dim, hidden_dim
+        self.backend, self.strict, self.recompute = backend, strict, recompute
         for gate in _DRAWN:
             for name, shape in (
                 (f"W_x{gate}", (input_dim, hidden_dim)),
@@ -176,8 +183,11 @@ class LSTMLayer(nn.Module):
         [batch, time]: that row starts from zeros before that step; `lengths` [batch]: the row's valid steps, after
         which h and c are 0. Raises TypeError, ValueError or IndexError for arguments that do not fit.
         """
-        scanned, _, _ = self._scan(x, h0, c0, resets, lengths)
-        return scanned.h, scanned.c
+        if self.recompute and torch.is_grad_enabled():
+            h, c = checkpoint(self._states, x, h0, c0, resets, lengths, use_reentrant=False, preserve_rng_state=False)
+        else:
+            h, c = self._states(x, h0, c0, resets, lengths)
+        return h, c
 
     def trace(
         self,
@@ -189,22 +199,34 @@ class LSTMLayer(nn.Module):
         lengths: Tensor | None = None,
     ) -> LayerTrace:
         """`forward`, opened: the same computation with its gates. The arguments are those of `forward`."""
-        scanned, initial, w_h = self._scan(x, h0, c0, resets, lengths)
-        state = tuple(
-            recurrence.last_step(steps, before, lengths)
-            for steps, before in zip((scanned.h, scanned.c), initial, strict=True)
+        h0, c0 = self._initial(x, h0, c0, resets, lengths)
+        w_x, w_h, bias = self._weights()
+        scanned = recurrence.scan(
+            x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, backend=self.backend, strict=self.strict
         )
         i, f, g, o = scanned.gates.unbind(2)
-        last, compiled = (state[0], state[1]), torch.compiler.is_compiling()
+        last = recurrence.last_step(scanned.h, h0, lengths), recurrence.last_step(scanned.c, c0, lengths)
+        compiled = torch.compiler.is_compiling()
         return LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, w_h, resets, lengths, compiled)
 
     def extra_repr(self) -> str:
         backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
-        return f"{self.input_dim}, {self.hidden_dim}{backend}"
+        options = "".join(f", {name}=True" for name in ("strict", "recompute") if getattr(self, name))
+        return f"{self.input_dim}, {self.hidden_dim}{backend}{options}"
 
-    def _scan(
+    def _states(
         self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Scanned, tuple[Tensor, Tensor], Tensor]:
+    ) -> tuple[Tensor, Tensor]:
+        h0, c0 = self._initial(x, h0, c0, resets, lengths)
+        w_x, w_h, bias = self._weights()
+        return recurrence.states(
+            x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, backend=self.backend, strict=self.strict
+        )
+
+    def _initial(
+        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The state to start from, after all arguments have been checked."""
         like = self.b_f
         rows = check_layer_state(h0, c0, self.hidden_dim, like)
         check_input(x, self.input_dim, like)
@@ -213,9 +235,11 @@ class LSTMLayer(nn.Module):
         if h0 is None or c0 is None:
             h0 = torch.zeros(x.shape[0], self.hidden_dim, device=like.device, dtype=like.dtype)
             c0 = torch.zeros_like(h0)
+        return h0.to(like.dtype), c0.to(like.dtype)
+
+    def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
+        """W_x [I, 4, H], W_h [H, 4, H] and b [4, H]."""
         w_x, w_h, bias = (
             torch.stack([getattr(self, f"{kind}{gate}") for gate in GATES], -2) for kind in ("W_x", "W_h", "b_")
         )
-        h0, c0 = h0.to(like.dtype), c0.to(like.dtype)
-        scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, backend=self.backend)
-        return scanned, (h0, c0), w_h
+        return w_x, w_h, bias

@@ -26,6 +26,7 @@ __all__ = [
     "check_name",
     "last_step",
     "scan",
+    "states",
     "total_gradients",
 ]
 
@@ -55,6 +56,7 @@ def scan(
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
     backend: str = "auto",
+    strict: bool = False,
 ) -> Scanned:
     """Run one layer over `x` [B, T, I], or [B, T] integer ids, which stand for one-hot rows.
 
@@ -62,13 +64,8 @@ def scan(
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
-    steps = x.shape[1]
-    if lengths is not None:
-        lengths = checked_range(lengths, 0, steps, "lengths")
-        x = x.masked_fill(reference.ended(lengths, steps).t().reshape(x.shape[:2] + (1,) * (x.dim() - 2)), 0)
-    if x.dim() == 2:
-        x = checked_range(x, 0, w_x.shape[0] - 1, "ids")
-    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active()))
+    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict))
+    x, lengths = _checked(x, lengths, w_x.shape[0])
     resets = None if resets is None else resets.t()
     pre: Tensor | tuple[Tensor, ...]
     if chosen == "reference":
@@ -76,10 +73,33 @@ def scan(
         with full_precision(w_h):
             h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths)
     else:
-        pre = _inputs(x, w_x, bias, w_h.dtype)
+        pre = _inputs(x, w_x, bias, w_h.dtype, strict=strict)
         run = cpu.scan if chosen == "cpu" else portable.scan
         h, c, gates = run(pre, w_h, h0, c0, resets, lengths)
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), pre)
+
+
+def states(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    backend: str = "auto",
+    strict: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """h and c of `scan`, [B, T, H] each: without gradients the native kernel then stores nothing else."""
+    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict)
+    if torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type) or choose(backend, call) != "cpu":
+        scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, backend=backend, strict=strict)
+        return scanned.h, scanned.c
+    x, lengths = _checked(x, lengths, w_x.shape[0])
+    h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict)
+    return h.transpose(0, 1), c.transpose(0, 1)
 
 
 def last_step(sequence: Tensor, initial: Tensor, lengths: Tensor | None) -> Tensor:
@@ -119,16 +139,25 @@ def total_gradients(
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
 
 
-def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+def _checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Tensor | None]:
+    """x and lengths with their values checked; x is 0 behind a row's length, whatever it held."""
+    if lengths is not None:
+        steps = x.shape[1]
+        lengths = checked_range(lengths, 0, steps, "lengths")
+        x = x.masked_fill(reference.ended(lengths, steps).t().reshape(x.shape[:2] + (1,) * (x.dim() - 2)), 0)
+    return checked_range(x, 0, width - 1, "ids") if x.dim() == 2 else x, lengths
+
+
+def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, strict: bool) -> Tensor:
     """The input's share of every pre-activation, [T, B, 4, H]: one product for all steps, since none depends on h."""
     rows, steps = x.shape[:2]
     width, _, hidden = w_x.shape
     if x.dim() == 2:
-        # Adding the bias to the table costs less than adding it to every step, and the table is a fresh copy anyway.
+        # Adding the bias to the table costs less than adding it to every step, unless the table has more rows.
         return F.embedding(x.t(), (w_x + bias).flatten(1)).reshape(steps, rows, 4, hidden)
     flat = x.transpose(0, 1).reshape(steps * rows, width)
     # Autocast makes this product low-precision; the recurrence stays in the weights' own dtype.
-    product = products.linear(flat, w_x.flatten(1), bias.flatten()).to(dtype)
+    product = products.linear(flat, w_x.flatten(1), bias.flatten(), strict=strict).to(dtype)
     return product.reshape(steps, rows, 4, hidden)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ class Call(NamedTuple):
     device: torch.device
     dtype: torch.dtype
     forward_mode: bool
+    strict: bool = False
 
 
 class Verdict(NamedTuple):
@@ -46,6 +48,7 @@ class Choice:
 
     def __str__(self) -> str:
         mode = ", forward-mode differentiation" if self.call.forward_mode else ""
+        mode += ", strict" if self.call.strict else ""
         lines = [f"{str(self.call.dtype).removeprefix('torch.')} on {self.call.device}{mode}"]
         for verdict in self.verdicts:
             if verdict.refusal is not None:
@@ -69,7 +72,7 @@ NAMES = (AUTO, *_DESCRIPTIONS)
 
 
 # A compiled graph holds the answer: a library does not come or go while it lives.
-_missing = torch.compiler.assume_constant_result(native.missing)
+_missing: Callable[[], str | None] = torch.compiler.assume_constant_result(native.missing)
 
 
 def _refusal(backend: str, call: Call) -> str | None:
@@ -79,6 +82,8 @@ def _refusal(backend: str, call: Call) -> str | None:
         return "it takes float32 on the CPU"
     if backend == "cpu" and (missing := _missing()) is not None:
         return missing
+    if backend != "cpu" and call.strict:
+        return "its products round differently for other row counts"
     if backend != "reference" and call.forward_mode:
         return "it has no forward-mode derivative; the reference has"
     return None
@@ -112,7 +117,11 @@ def forward_mode_active() -> bool:
 
 
 def backends(
-    device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32, *, forward_mode: bool = False
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    *,
+    forward_mode: bool = False,
+    strict: bool = False,
 ) -> Choice:
     """Which backend would run a call with such weights, and why each other one would not; printing it shows a table."""
-    return consider(Call(torch.device(device), dtype, forward_mode))
+    return consider(Call(torch.device(device), dtype, forward_mode, strict))

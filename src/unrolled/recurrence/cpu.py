@@ -1,16 +1,28 @@
 """The native kernel, fused and threaded, for float32 on the CPU.
 
 Forward, a tile of pre-activations stays in registers from the product with W_h to the stores of gates, c and h.
-Backward, the gradients of a step's pre-activations are what the product of the step before it reads, still in the cache.
+Backward, the gradients of a step's pre-activations are what the step before it multiplies, still in the cache.
 The functions compute what `reference.scan` and `reference.scan_backward` define.
 """
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from . import kernels, seam
+from . import kernels, products, seam
+
+# Bytes of pre-activations that are made, and used up, at a time: they stay in the cache.
+_CHUNK_BYTES = 2 * 2**20
+
+_LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
+_LIBRARY.define(
+    "states(Tensor x, Tensor w_x, Tensor w_h, Tensor bias, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths, "
+    "bool strict) -> (Tensor, Tensor)"
+)
+_ROWS_IN, _ROWS_OUT = (0, None, None, None, 0, 0, 1, 0), (1, 1)
 
 
 def forward(
@@ -38,3 +50,73 @@ def backward(
 
 
 scan = seam.operator("cpu", forward, backward)
+
+
+def states(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    strict: bool,
+) -> tuple[Tensor, Tensor]:
+    """h and c of every step, [T, B, H] each, without derivatives: pre-activations live for some steps, gates for none.
+
+    `x` [B, T, I] or ids [B, T], both with their values checked; the other arguments as in `scan`.
+    """
+    h, c = torch.ops.unrolled.states(x, w_x, w_h, bias, h0, c0, resets, lengths, strict)
+    return h, c
+
+
+def _states(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    strict: bool,
+) -> tuple[Tensor, Tensor]:
+    rows, steps = x.shape[:2]
+    hidden = w_h.shape[0]
+    h, c = kernels.empty((steps, rows, hidden)), kernels.empty((steps, rows, hidden))
+    chunk = min(steps, max(1, _CHUNK_BYTES // max(1, 16 * rows * hidden)))
+    pre = torch.empty(chunk, rows, 4, hidden)
+    inputs, scratch = products.Inputs(w_x, bias, strict=strict), None
+    for start in range(0, steps, chunk):
+        stop = min(steps, start + chunk)
+        part = pre[: stop - start]
+        inputs.write(x[:, start:stop], part)
+        scratch = kernels.forward(
+            part,
+            w_h,
+            (h[start - 1], c[start - 1]) if start else (h0, c0),
+            (None if resets is None else resets[start:stop], None if lengths is None else lengths - start),
+            (h[start:stop], c[start:stop], None),
+            scratch=scratch,
+        )
+    return h, c
+
+
+def _like_states(x: Tensor, w_x: Tensor, w_h: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
+    rows, steps = x.shape[:2]
+    return w_h.new_empty(steps, rows, w_h.shape[0]), w_h.new_empty(steps, rows, w_h.shape[0])
+
+
+def _map_states(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
+    *tensors, strict = args
+
+    def run(*given: Any) -> Any:
+        return torch.ops.unrolled.states(*given, strict)
+
+    return seam.map_rows(run, _ROWS_IN, _ROWS_OUT, info.batch_size, in_dims[:-1], tensors)
+
+
+_LIBRARY.impl("states", _states, "CompositeExplicitAutograd")
+torch.library.register_fake("unrolled::states", _like_states, lib=_LIBRARY)
+torch.library.register_vmap("unrolled::states", _map_states, lib=_LIBRARY)

@@ -118,8 +118,11 @@ def forward(
         scratch = empty((_library().unrolled_forward_scratch(hidden),))
     pre, w_h, h0, c0 = pre.contiguous(), w_h.contiguous(), state[0].contiguous(), state[1].contiguous()
     resets, lengths = _masks(masks, steps, rows)
-    _expect(pre, (steps, rows, 4, hidden)), _expect(w_h, (hidden, 4, hidden))
-    _expect(h0, (rows, hidden)), _expect(c0, (rows, hidden)), _expect(h, (steps, rows, hidden))
+    _expect(pre, (steps, rows, 4, hidden))
+    _expect(w_h, (hidden, 4, hidden))
+    _expect(h0, (rows, hidden))
+    _expect(c0, (rows, hidden))
+    _expect(h, (steps, rows, hidden))
     keep_c = c.dim() == 3
     _expect(c, (steps, rows, hidden) if keep_c else (rows, hidden))
     if gates is not None:
@@ -150,7 +153,9 @@ def backward(
     grad_pre = empty((steps, rows, 4, hidden))
     grad_h0, grad_c0 = empty((rows, hidden)), empty((rows, hidden))
     scratch = empty((_library().unrolled_backward_scratch(hidden),))
-    _expect(w_h, (hidden, 4, hidden)), _expect(c, (steps, rows, hidden)), _expect(c0, (rows, hidden))
+    _expect(w_h, (hidden, 4, hidden))
+    _expect(c, (steps, rows, hidden))
+    _expect(c0, (rows, hidden))
     _expect(gates, (steps, rows, 4, hidden))
     call = _Backward(
         *(steps, rows, hidden),

@@ -114,6 +114,8 @@ class NativeStep:
         return None
 
     def _take(self, call: _Call, out: Tensor) -> None:
+        if not self._rows:
+            return
         if self._projection is not None:
             call.step.out = out.data_ptr()
         message = self._library.step(*call.references)

@@ -21,7 +21,8 @@ _LIBRARY.define("weight_gradient(Tensor x, Tensor grad) -> (Tensor, Tensor)")
 def linear(x: Tensor, w: Tensor, bias: Tensor, *, strict: bool = False) -> Tensor:
     """x [N, K] times w [K, M], plus bias [M]. `strict`: the own product, which must be able to run."""
     if strict or _own(x, w):
-        return _Product.apply(x, w, bias)
+        product: Tensor = _Product.apply(x, w, bias)  # type: ignore[no-untyped-call]
+        return product
     return torch.addmm(bias, x, w)
 
 
@@ -31,6 +32,36 @@ def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
         gradient: Tensor = torch.ops.unrolled.weight_gradient(x, grad)[0]
         return gradient
     return x.mT @ grad
+
+
+class Inputs:
+    """The input's share of pre-activations, chunk by chunk and without gradients: weights are packed once."""
+
+    def __init__(self, w_x: Tensor, bias: Tensor, *, strict: bool) -> None:
+        self._w, self._bias = w_x.flatten(1), bias.flatten()
+        self._own = strict or kernels.prefers_own_products()
+        self._scratch: Tensor | None = None
+        self._table: Tensor | None = None
+
+    def write(self, x: Tensor, out: Tensor) -> None:
+        """x W_x + bias for `x` [B, T, I], or ids [B, T], into `out` [T, B, 4, H]."""
+        flat = out.flatten(0, 1).flatten(1)
+        if x.dim() == 2:
+            torch.index_select(self._rows(x.numel()), 0, x.t().reshape(-1), out=flat)
+            if self._table is None:
+                flat += self._bias
+            return
+        x = x.transpose(0, 1).reshape(flat.shape[0], self._w.shape[0])
+        if self._own:
+            _, self._scratch = kernels.product(x, self._w, self._bias, flat, scratch=self._scratch)
+        else:
+            torch.addmm(self._bias, x, self._w, out=flat)
+
+    def _rows(self, looked_up: int) -> Tensor:
+        """What ids look up: the weights, or from as many ids on as there are rows a table with the bias in it."""
+        if self._table is None and looked_up >= self._w.shape[0]:
+            self._table = self._w + self._bias
+        return self._w if self._table is None else self._table
 
 
 def _own(*values: Tensor) -> bool:
@@ -54,7 +85,7 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, w = ctx.saved_tensors
         for_x, for_w, for_bias = ctx.needs_input_grad
         if torch.is_grad_enabled():

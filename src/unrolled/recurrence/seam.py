@@ -67,7 +67,7 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return _map(Backward.apply, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT, info.batch_size, in_dims, args)
+            return map_rows(Backward.apply, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT, info.batch_size, in_dims, args)
 
     class Forward(torch.autograd.Function):
         @staticmethod
@@ -84,7 +84,7 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return _map(Forward.apply, _ROWS_IN, _ROWS_OUT, info.batch_size, in_dims, args)
+            return map_rows(Forward.apply, _ROWS_IN, _ROWS_OUT, info.batch_size, in_dims, args)
 
     def scan(
         pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
@@ -127,7 +127,7 @@ def _register(
     registered: Callable[..., Any] = getattr(torch.ops.unrolled, name).default
     torch.library.register_vmap(
         f"unrolled::{name}",
-        lambda info, in_dims, *args: _map(registered, rows_in, rows_out, info.batch_size, in_dims, args),
+        lambda info, in_dims, *args: map_rows(registered, rows_in, rows_out, info.batch_size, in_dims, args),
         lib=_LIBRARY,
     )
     return registered
@@ -221,7 +221,7 @@ def _second_order(saved: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tu
     return (*[by_position.get(k) for k in range(len(floats))], None, None)
 
 
-def _map(
+def map_rows(
     function: Callable[..., Any],
     rows_in: Sequence[int | None],
     rows_out: Sequence[int],
@@ -230,7 +230,7 @@ def _map(
     args: Sequence[Tensor | None],
 ) -> tuple[Any, Any]:
     """The vmap rule: mapped rows join the batch; mapped weights (an ensemble) take one call for each member."""
-    if in_dims[rows_in.index(None)] is None:
+    if all(dim is None for dim, axis in zip(in_dims, rows_in, strict=True) if axis is None):
         folded = [_fold(value, dim, axis, size) for value, dim, axis in zip(args, in_dims, rows_in, strict=True)]
         results = function(*folded)
         return tuple(
