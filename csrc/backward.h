@@ -39,7 +39,7 @@ struct BackwardStep {
             for (int r = 0; r < kRows; ++r) {
                 later[r] = call.grad_pre + ((t + 1) * call.rows + rows[first + r]) * 4 * hidden;
             }
-            accumulate<kRows, 1>(later, 4 * hidden, packed + block * 4 * hidden * kBlockColumns, 0, sum);
+            accumulate<kRows, 1>(later, 4 * hidden, FloatPanels{packed + block * 4 * hidden * kBlockColumns, 0}, sum);
         }
         for (int r = 0; r < kRows; ++r) {
             const int64_t row = rows[first + r];

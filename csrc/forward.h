@@ -48,7 +48,7 @@ struct ForwardStep {
                 sum[r][v] = load_some(pre + (v % kPanel) * hidden + offset, hidden - unit - offset);
             }
         }
-        accumulate<kRows, kPanels>(h_before, hidden, packed + block * panel, panel, sum);
+        accumulate<kRows, kPanels>(h_before, hidden, FloatPanels{packed + block * panel, panel}, sum);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2

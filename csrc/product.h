@@ -30,7 +30,7 @@ struct ProductBlock {
 #pragma GCC unroll 8
             for (int r = 0; r < kRows; ++r) sum[r][v] = start;
         }
-        accumulate<kRows, 1>(x, call.depth, packed + block * call.depth * kBlockColumns, 0, sum);
+        accumulate<kRows, 1>(x, call.depth, FloatPanels{packed + block * call.depth * kBlockColumns, 0}, sum);
         for (int r = 0; r < kRows; ++r) {
             float* out = call.out + (row + first + r) * call.columns + column;
             for (int v = 0; v < kPanel && column + v * kLanes < call.columns; ++v) {

@@ -28,7 +28,8 @@ struct PanelColumns {
 UNROLLED_INLINE PanelColumns panel_columns(const Packed& packed, int64_t block, int v) {
     const int64_t at = packed.gated ? block * kLanes : (block * kPanel + v) * kLanes;
     const int64_t left = packed.columns - at;
-    return {packed.gated ? v * packed.columns + at : at, static_cast<int>(left < 0 ? 0 : left < kLanes ? left : kLanes)};
+    const int64_t count = left < 0 ? 0 : left < kLanes ? left : kLanes;
+    return {packed.gated ? v * packed.columns + at : at, static_cast<int>(count)};
 }
 
 inline int64_t panel_blocks(const Packed& packed) {
@@ -67,10 +68,8 @@ struct Float32 {
         return to;
     }
 
-    template <int kRows, int kPanels>
-    UNROLLED_INLINE static void add(const float* const (&a)[kRows], int64_t depth, const char* panel, int64_t stride,
-                                    Vector (&sum)[kRows][kPanels * kPanel]) {
-        accumulate<kRows, kPanels>(a, depth, reinterpret_cast<const float*>(panel), stride / 4, sum);
+    static FloatPanels panels(const char* first, int64_t stride) {
+        return {reinterpret_cast<const float*>(first), stride / 4};
     }
 };
 
@@ -104,6 +103,20 @@ UNROLLED_INLINE void widen(const char* from, Vector& low, Vector& high) {
 #endif
 }
 
+struct PairPanels {
+    const char* first;
+    int64_t stride;
+
+    template <int kVectors>
+    UNROLLED_INLINE void load_at(int64_t k, Vector (&weights)[kVectors]) const {
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; v += 2) {
+            const char* pairs = first + (v / kPanel) * stride + (k * kPanel + v % kPanel) * kLanes * 2;
+            widen(pairs, weights[v], weights[v + 1]);
+        }
+    }
+};
+
 struct BFloat16 {
     static constexpr int64_t kFront = kBlockColumns * 4;
     static int64_t bytes(int64_t depth) { return depth * kBlockColumns * 2; }
@@ -123,24 +136,7 @@ struct BFloat16 {
         return to;
     }
 
-    template <int kRows, int kPanels>
-    UNROLLED_INLINE static void add(const float* const (&a)[kRows], int64_t depth, const char* panel, int64_t stride,
-                                    Vector (&sum)[kRows][kPanels * kPanel]) {
-        for (int64_t k = 0; k < depth; ++k) {
-            Vector weights[kPanels * kPanel];
-#pragma GCC unroll 4
-            for (int v = 0; v < kPanels * kPanel; v += 2) {
-                const char* pairs = panel + (v / kPanel) * stride + (k * kPanel + v % kPanel) * kLanes * 2;
-                widen(pairs, weights[v], weights[v + 1]);
-            }
-#pragma GCC unroll 8
-            for (int r = 0; r < kRows; ++r) {
-                const Vector value = broadcast(a[r][k]);
-#pragma GCC unroll 8
-                for (int v = 0; v < kPanels * kPanel; ++v) sum[r][v] = fma(value, weights[v], sum[r][v]);
-            }
-        }
-    }
+    static PairPanels panels(const char* first, int64_t stride) { return {first, stride}; }
 };
 
 // Weights that floats are multiplied with: x first, then h, each in the order of depth.
@@ -169,9 +165,10 @@ struct FloatFormat {
             x[r] = inputs.x_row(first_row + first + r);
             h[r] = inputs.h_row(first_row + first + r);
         }
-        Weights::template add<kRows, kPanels>(x, inputs.input, panel + Weights::kFront, stride, sum);
-        const char* recurrent = panel + Weights::kFront + Weights::bytes(inputs.input);
-        Weights::template add<kRows, kPanels>(h, inputs.hidden, recurrent, stride, sum);
+        panel += Weights::kFront;
+        accumulate<kRows, kPanels>(x, inputs.input, Weights::panels(panel, stride), sum);
+        panel += Weights::bytes(inputs.input);
+        accumulate<kRows, kPanels>(h, inputs.hidden, Weights::panels(panel, stride), sum);
     }
 };
 

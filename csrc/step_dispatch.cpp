@@ -194,8 +194,9 @@ const char* unrolled_step(const UnrolledRun* run, const UnrolledStep* step) {
     const StepKernel& kernel = kernel_of(name_of(*run), step->weights);
     if (const char* wrong = check_packed(*step, kernel.lanes)) return wrong;
     if (step->rows == 0) return nullptr;
-    const int64_t bytes = unrolled_step_scratch_bytes(step->weights, step->rows, step->input, step->hidden, run->threads);
-    if (step->scratch == nullptr || step->scratch_bytes < bytes) return "scratch is NULL or too small";
+    const int64_t needed =
+        unrolled_step_scratch_bytes(step->weights, step->rows, step->input, step->hidden, run->threads);
+    if (step->scratch == nullptr || step->scratch_bytes < needed) return "scratch is NULL or too small";
     const auto scratch = round_up(static_cast<int64_t>(reinterpret_cast<intptr_t>(step->scratch)), 64);
     // From step to step the caller's two states change places, and the direction with them: the panels that a layer
     // ended with are still in the cache.

@@ -12,17 +12,23 @@ constexpr int64_t kQuad = 4;  // depth that one 32-bit lane holds
 constexpr float kLargest = 127.0f;
 
 // Sums in 32-bit lanes, weights in the form that `dot` wants them, and four bytes of a row in every lane.
+//
+// GCC 12 keeps sums in memory, and copies each before every step, unless their type is that of the instruction's lanes.
+#if defined(_MSC_VER)
+#define UNROLLED_SUMS(type, bytes) using Sums = type
+#else
+#define UNROLLED_SUMS(type, bytes) using Sums __attribute__((vector_size(bytes))) = int32_t
+#endif
+
 #if defined(UNROLLED_VNNI)
 
-struct Sums {
-    __m512i value;
-};
+UNROLLED_SUMS(__m512i, 64);
 using Bytes = __m512i;
 
 // The instruction multiplies unsigned bytes by signed ones: weights carry 128 too much, and so 128 times the sum of the
 // row's inputs is too much in the end, which is where the sums start from.
 constexpr uint8_t kWeightOffset = 128;
-UNROLLED_INLINE Sums start_sums(int32_t row_sum) { return {_mm512_set1_epi32(-128 * row_sum)}; }
+UNROLLED_INLINE Sums start_sums(int32_t row_sum) { return Sums(_mm512_set1_epi32(-128 * row_sum)); }
 UNROLLED_INLINE Bytes load_weights(const char* from) { return _mm512_loadu_si512(from); }
 UNROLLED_INLINE Bytes broadcast_quad(const int8_t* from) {
     int32_t quad;
@@ -30,22 +36,20 @@ UNROLLED_INLINE Bytes broadcast_quad(const int8_t* from) {
     return _mm512_set1_epi32(quad);
 }
 UNROLLED_INLINE Sums dot(Sums sums, Bytes weights, Bytes inputs) {
-    return {_mm512_dpbusd_epi32(sums.value, weights, inputs)};
+    return Sums(_mm512_dpbusd_epi32(__m512i(sums), weights, inputs));
 }
-UNROLLED_INLINE Vector to_float(Sums sums) { return {_mm512_cvtepi32_ps(sums.value)}; }
+UNROLLED_INLINE Vector to_float(Sums sums) { return {_mm512_cvtepi32_ps(__m512i(sums))}; }
 UNROLLED_INLINE void store_whole(int8_t* to, Vector x) {
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(x.value)));
 }
 
 #elif defined(__AVX2__)
 
-struct Sums {
-    __m256i value;
-};
+UNROLLED_SUMS(__m256i, 32);
 using Bytes = __m256i;
 
 constexpr uint8_t kWeightOffset = 0;
-UNROLLED_INLINE Sums start_sums(int32_t) { return {_mm256_setzero_si256()}; }
+UNROLLED_INLINE Sums start_sums(int32_t) { return Sums(_mm256_setzero_si256()); }
 UNROLLED_INLINE Bytes load_weights(const char* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
 }
@@ -57,9 +61,9 @@ UNROLLED_INLINE Bytes broadcast_quad(const int8_t* from) {
 // Pairs of products fit 16 bits because no factor is -128.
 UNROLLED_INLINE Sums dot(Sums sums, Bytes weights, Bytes inputs) {
     const __m256i pairs = _mm256_maddubs_epi16(_mm256_abs_epi8(inputs), _mm256_sign_epi8(weights, inputs));
-    return {_mm256_add_epi32(sums.value, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))};
+    return Sums(_mm256_add_epi32(__m256i(sums), _mm256_madd_epi16(pairs, _mm256_set1_epi16(1))));
 }
-UNROLLED_INLINE Vector to_float(Sums sums) { return {_mm256_cvtepi32_ps(sums.value)}; }
+UNROLLED_INLINE Vector to_float(Sums sums) { return {_mm256_cvtepi32_ps(__m256i(sums))}; }
 UNROLLED_INLINE void store_whole(int8_t* to, Vector x) {
     const __m256i whole = _mm256_cvtps_epi32(x.value);
     const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
@@ -103,6 +107,8 @@ UNROLLED_INLINE void store_whole(int8_t* to, Vector x) {
 }
 
 #endif
+
+#undef UNROLLED_SUMS
 
 // A row of floats as whole numbers: how they are summed up, and 0, or NaN where one of them is NaN or infinite.
 struct Quantized {
@@ -163,7 +169,8 @@ struct Int8Format {
     static int64_t bytes(int64_t depth) { return blocks_of(depth, kQuad) * kQuad * kBlockColumns; }
     static int64_t block_bytes(int64_t input, int64_t hidden) { return kFront + bytes(input) + bytes(hidden); }
 
-    static void pack_weights(const PackTask& task, const float* w, int64_t depth, int64_t block, char* scales, char* to) {
+    static void pack_weights(const PackTask& task, const float* w, int64_t depth, int64_t block, char* scales,
+                             char* to) {
         for (int column = 0; column < kBlockColumns; ++column) {
             const int v = column / kLanes, lane = column % kLanes;
             const PanelColumns columns = panel_columns(*task.packed, block, v);

@@ -24,16 +24,27 @@ constexpr int kMaxPairedRows = kMaxRows == 7 ? 3 : 1;
 // blocked product rounds 128 + 16 times.
 constexpr int64_t kPart = 128;
 
-// sum[r][v] += a[r][k] * panel[k][v] for k in begin..end; panel p of several lies `panel_stride` floats behind panel 0.
-template <int kRows, int kPanels>
-UNROLLED_INLINE void accumulate_part(const float* const (&a)[kRows], int64_t begin, int64_t end, const float* panel,
-                                     int64_t panel_stride, Vector (&sum)[kRows][kPanels * kPanel]) {
+// Panels of floats: each `stride` floats behind the one before.
+struct FloatPanels {
+    const float* first;
+    int64_t stride;
+
+    template <int kVectors>
+    UNROLLED_INLINE void load_at(int64_t k, Vector (&weights)[kVectors]) const {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) {
+            weights[v] = load(first + (v / kPanel) * stride + k * kBlockColumns + (v % kPanel) * kLanes);
+        }
+    }
+};
+
+// sum[r][v] += a[r][k] * panels[k][v] for k in begin..end
+template <int kRows, int kPanels, typename Panels>
+UNROLLED_INLINE void accumulate_part(const float* const (&a)[kRows], int64_t begin, int64_t end, const Panels& panels,
+                                     Vector (&sum)[kRows][kPanels * kPanel]) {
     for (int64_t k = begin; k < end; ++k) {
         Vector weights[kPanels * kPanel];
-#pragma GCC unroll 8
-        for (int v = 0; v < kPanels * kPanel; ++v) {
-            weights[v] = load(panel + (v / kPanel) * panel_stride + k * kBlockColumns + (v % kPanel) * kLanes);
-        }
+        panels.load_at(k, weights);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
             const Vector value = broadcast(a[r][k]);
@@ -44,10 +55,10 @@ UNROLLED_INLINE void accumulate_part(const float* const (&a)[kRows], int64_t beg
 }
 
 // The same for k in 0..depth, in parts, the first of which goes on from what `sum` holds.
-template <int kRows, int kPanels>
-UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, const float* panel, int64_t panel_stride,
+template <int kRows, int kPanels, typename Panels>
+UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, const Panels& panels,
                                 Vector (&sum)[kRows][kPanels * kPanel]) {
-    accumulate_part<kRows, kPanels>(a, 0, depth < kPart ? depth : kPart, panel, panel_stride, sum);
+    accumulate_part<kRows, kPanels>(a, 0, depth < kPart ? depth : kPart, panels, sum);
     for (int64_t k = kPart; k < depth; k += kPart) {
         Vector later[kRows][kPanels * kPanel];
 #pragma GCC unroll 8
@@ -55,7 +66,7 @@ UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, c
 #pragma GCC unroll 8
             for (int v = 0; v < kPanels * kPanel; ++v) later[r][v] = zero();
         }
-        accumulate_part<kRows, kPanels>(a, k, depth - k < kPart ? depth : k + kPart, panel, panel_stride, later);
+        accumulate_part<kRows, kPanels>(a, k, depth - k < kPart ? depth : k + kPart, panels, later);
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 8

@@ -1,7 +1,7 @@
 /* The C interface of the step: a whole stack of layers and its projection, one time step a call.
  *
- * Weights are packed once, into memory of the caller's that must not move afterwards. A step allocates nothing, and with
- * one thread it neither waits nor wakes anybody. Errors as in unrolled.h: NULL, or a sentence and nothing written. */
+ * Weights are packed once, into memory of the caller's that must not move afterwards. A step allocates nothing, and
+ * with one thread it neither waits nor wakes anybody. Errors as in unrolled.h: NULL, or a sentence and nothing written. */
 #ifndef UNROLLED_STEP_H
 #define UNROLLED_STEP_H
 
@@ -41,8 +41,9 @@ UNROLLED_API int64_t unrolled_step_layer_bytes(int32_t weights, int64_t input, i
 UNROLLED_API int64_t unrolled_step_projection_bytes(int32_t weights, int64_t hidden, int64_t output);
 
 /* w_x [input, 4, hidden] (NULL where input is 0), w_h [hidden, 4, hidden], bias [4, hidden] or NULL for zeros. */
-UNROLLED_API const char* unrolled_step_pack_layer(const UnrolledRun* run, int32_t weights, int64_t input, int64_t hidden,
-                                                  const float* w_x, const float* w_h, const float* bias, void* packed);
+UNROLLED_API const char* unrolled_step_pack_layer(const UnrolledRun* run, int32_t weights, int64_t input,
+                                                  int64_t hidden, const float* w_x, const float* w_h,
+                                                  const float* bias, void* packed);
 
 /* weight [output, hidden], bias [output] or NULL for zeros. */
 UNROLLED_API const char* unrolled_step_pack_projection(const UnrolledRun* run, int32_t weights, int64_t hidden,
