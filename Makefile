@@ -4,12 +4,13 @@ ARGS =
 python = .venv/bin/python
 # Holds the folder that .venv was made in: a copied or renamed clone would otherwise run the old one's sources.
 ready = .venv/ready
+kernels = CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
 ifneq "$(shell test -x $(python) && cat $(ready) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(ready)
 endif
 
-.PHONY: help train test test-slow check bench clean
+.PHONY: help train test test-slow check bench native clean
 
 help:
 	@echo 'make train      train a small model on text that Python brings along, about two minutes'
@@ -18,7 +19,8 @@ help:
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make check      lint, format, types, layering, the code blocks of the docs'
 	@echo 'make bench      the benchmarks                   ARGS="import_time": one of them'
-	@echo 'make clean      remove .venv and every cache; runs/ stays'
+	@echo 'make native     rebuild the C++ kernels alone, with the CMake on the PATH; "make test" does so by pip'
+	@echo 'make clean      remove .venv, the built library and every cache; runs/ stays'
 	@echo 'PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer) when .venv is made.'
 
 train: $(ready)
@@ -39,12 +41,19 @@ check: $(ready)
 bench: $(ready)
 	@$(python) benchmarks/run.py $(ARGS)
 
+# What changed since the last time is compiled, and the compiler's messages are seen: for work on a kernel.
+native:
+	@cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release >/dev/null
+	@MAKEFLAGS=--no-print-directory cmake --build build/native --config Release --parallel
+	@cmake --install build/native --config Release
+
 clean:
+	rm -f src/unrolled/recurrence/libunrolled.*
 	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find src tests benchmarks examples -name __pycache__ -prune -exec rm -rf {} +
 
 # A candidate may be a shim that only prints an error, or lack venv (Debian's python3 without python3-venv): each is tried.
-$(ready): pyproject.toml constraints.txt
+$(ready): pyproject.toml constraints.txt $(kernels)
 	@if ! $(python) -c '' 2>/dev/null; then \
 	  for candidate in $(if $(PYTHON),"$(PYTHON)",python3 python3.14 python3.13 python3.12 python3.11 python); do \
 	    if "$$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then \
