@@ -42,7 +42,8 @@ class MultiLayerLSTM(nn.Module):
 
     Dropout (a fresh mask for every element) lies between layers and before the projection, never on the recurrence.
     `output_dim`: "input" projects back to the input's width, an int to another one, None leaves the projection out, and
-    the output is then the top layer's h after dropout.
+    the output is then the top layer's h after dropout. `strict` and `recompute` are the layers', and `strict` holds for
+    the projection too.
     """
 
     def __init__(
@@ -54,6 +55,8 @@ class MultiLayerLSTM(nn.Module):
         *,
         output_dim: int | Literal["input"] | None = "input",
         backend: str = "auto",
+        strict: bool = False,
+        recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -65,7 +68,15 @@ class MultiLayerLSTM(nn.Module):
         if self.output_dim is not None and (isinstance(self.output_dim, str) or self.output_dim < 1):
             raise ValueError(f'output_dim={output_dim!r} must be at least 1, "input" (the input\'s width) or None')
         self.layers = nn.ModuleList(
-            LSTMLayer(input_dim if k == 0 else hidden_dim, hidden_dim, backend=backend, device=device, dtype=dtype)
+            LSTMLayer(
+                input_dim if k == 0 else hidden_dim,
+                hidden_dim,
+                backend=backend,
+                strict=strict,
+                recompute=recompute,
+                device=device,
+                dtype=dtype,
+            )
             for k in range(num_layers)
         )
         self.dropout = nn.Dropout(dropout)
@@ -84,6 +95,26 @@ class MultiLayerLSTM(nn.Module):
         recurrence.check_name(name)
         for layer in self._layers():
             layer.backend = name
+
+    @property
+    def strict(self) -> bool:
+        """The bottom layer's, and the projection's; setting it sets every layer's."""
+        return self._layers()[0].strict
+
+    @strict.setter
+    def strict(self, value: bool) -> None:
+        for layer in self._layers():
+            layer.strict = value
+
+    @property
+    def recompute(self) -> bool:
+        """The bottom layer's; setting it sets every layer's."""
+        return self._layers()[0].recompute
+
+    @recompute.setter
+    def recompute(self, value: bool) -> None:
+        for layer in self._layers():
+            layer.recompute = value
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, in the order in which the constructor does."""
@@ -160,4 +191,6 @@ class MultiLayerLSTM(nn.Module):
         return state
 
     def _project(self, h: Tensor) -> Tensor:
-        return h if self.proj is None else self.proj(h)
+        if self.proj is None:
+            return h
+        return recurrence.linear(h, self.proj.weight, self.proj.bias) if self.strict else self.proj(h)

@@ -25,6 +25,7 @@ __all__ = [
     "backends",
     "check_name",
     "last_step",
+    "linear",
     "scan",
     "states",
     "total_gradients",
@@ -100,6 +101,19 @@ def states(
     x, lengths = _checked(x, lengths, w_x.shape[0])
     h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict)
     return h.transpose(0, 1), c.transpose(0, 1)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """`torch.nn.functional.linear` of x [B, T, H] with bits for each row that no other row changes.
+
+    Raises BackendUnavailable where the native kernel cannot run.
+    """
+    choose("cpu", Call(weight.device, weight.dtype, forward_mode_active(), strict=True))
+    rows, steps = x.shape[:2]
+    # Time-first, as the recurrence leaves it: a copy of the larger axis is saved.
+    flat = x.transpose(0, 1).reshape(rows * steps, x.shape[2])
+    product = products.linear(flat, weight.t(), bias, strict=True)
+    return product.reshape(steps, rows, weight.shape[0]).transpose(0, 1)
 
 
 def last_step(sequence: Tensor, initial: Tensor, lengths: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ not made for they are also the faster ones. Transforms and compiled graphs alway
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +22,8 @@ _LIBRARY.define("weight_gradient(Tensor x, Tensor grad) -> (Tensor, Tensor)")
 def linear(x: Tensor, w: Tensor, bias: Tensor, *, strict: bool = False) -> Tensor:
     """x [N, K] times w [K, M], plus bias [M]. `strict`: the own product, which must be able to run."""
     if strict or _own(x, w):
-        product: Tensor = _Product.apply(x, w, bias)  # type: ignore[no-untyped-call]
+        run: Callable[..., Tensor] = torch.ops.unrolled.product if torch.compiler.is_compiling() else _Product.apply
+        product: Tensor = run(x, w, bias)
         return product
     return torch.addmm(bias, x, w)
 
@@ -89,8 +91,7 @@ class _Product(torch.autograd.Function):
         x, w = ctx.saved_tensors
         for_x, for_w, for_bias = ctx.needs_input_grad
         if torch.is_grad_enabled():
-            # A graph is being made of this pass: torch's own operations know their derivatives.
-            return grad @ w.mT if for_x else None, x.mT @ grad if for_w else None, grad.sum(0) if for_bias else None
+            return _differentiable_backward(ctx, grad)
         grad_x = torch.ops.unrolled.product(grad, w.mT, None) if for_x else None
         grad_w, grad_bias = torch.ops.unrolled.weight_gradient(x, grad) if for_w or for_bias else (None, None)
         return grad_x, grad_w, grad_bias
@@ -98,6 +99,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _map_product(info, in_dims, *args)
+
+
+def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """In torch's own operations, which know their derivatives: where a graph is made of the backward pass itself."""
+    x, w = ctx.saved_tensors
+    for_x, for_w, for_bias = ctx.needs_input_grad
+    return grad @ w.mT if for_x else None, x.mT @ grad if for_w else None, grad.sum(0) if for_bias else None
 
 
 def _map_product(info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, bias: Tensor | None) -> Any:
@@ -127,6 +135,9 @@ torch.library.register_fake(
     "unrolled::weight_gradient",
     lambda x, grad: (x.new_empty(x.shape[1], grad.shape[1]), x.new_empty(grad.shape[1])),
     lib=_LIBRARY,
+)
+torch.library.register_autograd(
+    "unrolled::product", _differentiable_backward, setup_context=_Product.setup_context, lib=_LIBRARY
 )
 torch.library.register_vmap("unrolled::product", _map_product, lib=_LIBRARY)
 torch.library.register_vmap("unrolled::weight_gradient", _map_weight_gradient, lib=_LIBRARY)
