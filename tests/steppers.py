@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from unrolled import LanguageModel, LSTMLayer, ModelConfig, MultiLayerLSTM, Stepper, stepper
-from unrolled.recurrence import native_step
+from unrolled.recurrence import native
 
-NATIVE = native_step.missing() is None
+NATIVE = native.missing() is None
 BACKENDS = [
     pytest.param("cpu", marks=pytest.mark.skipif(not NATIVE, reason="there is no native library here")),
     "portable",

@@ -28,7 +28,7 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.seam": {"recurrence.reference", "recurrence.precision"},
     "recurrence.portable": {"recurrence.reference", "recurrence.seam"},
     "recurrence.step": set(),
-    "recurrence.native_step": {"recurrence.step", "recurrence.kernels", "recurrence.native"},
+    "recurrence.native_step": {"recurrence.step", "recurrence.kernels"},
     "recurrence": {
         "recurrence.reference",
         "recurrence.choose",
@@ -55,9 +55,9 @@ ARROWS: dict[str, set[str]] = {
     "calibration": {"parts", "loss"},
     "stepper": {
         *("parts", "calibration", "snapshot", "step_arguments", "state"),
-        *("recurrence", "recurrence.step", "recurrence.native_step"),
+        *("recurrence", "recurrence.step", "recurrence.native", "recurrence.native_step"),
     },
-    "reader": {"model", "parts", "stepper", "state"},
+    "reader": {"model", "parts", "stepper", "state", "recurrence.native"},
     "generate": {"model", "reader", "state", "tokens"},
     "manifest": set(),
     "checkpoint": {"model", "tokens", "manifest", "__version__"},

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .model import LanguageModel, evaluating
 from .parts import take_apart
+from .recurrence.native import missing
 from .state import LSTMState
 from .stepper import Stepper
 
@@ -42,7 +43,8 @@ def reader_of(model: LanguageModel, state: State) -> Reader:
 
 class _Stepping:
     def __init__(self, model: LanguageModel, state: State) -> None:
-        self._model, self._modules, self._stepper = model, list(model.modules()), Stepper(model, 1)
+        strict = any(layer.strict for layer in take_apart(model).layers)
+        self._model, self._modules, self._stepper = model, list(model.modules()), Stepper(model, 1, strict=strict)
         if state is not None:
             self._stepper.state = LSTMState(*state)
         self._id = torch.empty(1, dtype=torch.int64)
@@ -107,8 +109,9 @@ def _can_be_stepped(model: LanguageModel) -> bool:
 
 
 def _asks_for_nothing_else(modules: Iterable[nn.Module]) -> bool:
-    """Whether there is no hook, no requested backend and no autocast: what a stepper would pass by."""
+    """Whether there is no hook, no request for another backend and no autocast: what a stepper would pass by."""
+    stepped = ("auto", "cpu") if missing() is None else ("auto",)
     return not torch.is_autocast_enabled("cpu") and not any(
-        module._forward_hooks or module._forward_pre_hooks or getattr(module, "backend", "auto") not in ("auto", "cpu")
+        module._forward_hooks or module._forward_pre_hooks or getattr(module, "backend", "auto") not in stepped
         for module in modules
     )

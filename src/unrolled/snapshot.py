@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator
+from collections.abc import Iterable
 from itertools import chain
 from typing import Any
 
 from torch import Tensor, nn
 
-# torch's own functions, called from `map`: a step asks some dozens of tensors, and has a few microseconds for it.
+# torch's own functions, called from `map`: a step asks some dozens of tensors, and has a few microseconds for all.
 _version = Tensor._version.__get__  # type: ignore[attr-defined]
 _data_ptr = Tensor.data_ptr
 
@@ -24,21 +24,24 @@ class Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
-        self._places: list[dict[str, Any]] = [
-            place for part in module.modules() for place in (part._parameters, part._buffers, part._modules)
-        ]
-        self._things = list(self._found())
+        places = (
+            place for part in module.modules() for place in (part._parameters, part._buffers, part._modules) if place
+        )
+        # Views of the dicts: they show what is in them at the time. The end mark moves if something comes or goes.
+        self._places: list[Iterable[Any]] = [*(place.values() for place in places), (object(),)]
+        self._things = list(chain.from_iterable(self._places))
         self._tensors = [thing for thing in self._things if isinstance(thing, Tensor)]
         self._counted = [tensor for tensor in self._tensors if not tensor.is_inference()]
         self._versions = list(map(_version, self._counted))
+        # Versions only grow: while their sum is the same, each is.
+        self._version_sum = sum(self._versions)
         self._pointers = list(map(_data_ptr, self._tensors))
 
     def stale(self) -> bool:
         return not (
-            list(map(_version, self._counted)) == self._versions
+            sum(map(_version, self._counted)) == self._version_sum
             and list(map(_data_ptr, self._tensors)) == self._pointers
-            and sum(map(len, self._places)) == len(self._things)
-            and all(map(operator.is_, self._found(), self._things))
+            and all(map(operator.is_, chain.from_iterable(self._places), self._things))
         )
 
     def changed(self) -> list[str]:
@@ -59,6 +62,3 @@ class Snapshot:
         modules = list(self._module.named_modules())[1:]
         named = chain(self._module.named_parameters(), self._module.named_buffers(), modules)
         return [name for name, thing in named if not same(thing)]
-
-    def _found(self) -> Iterator[Any]:
-        return chain.from_iterable(map(dict.values, self._places))

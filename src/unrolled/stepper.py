@@ -14,7 +14,8 @@ from torch.autograd.graph import increment_version
 from .calibration import Calibration, calibrate
 from .parts import Parts, Steppable, take_apart
 from .recurrence import BackendUnavailable
-from .recurrence.native_step import KINDS, NativeStep, missing
+from .recurrence.native import missing
+from .recurrence.native_step import KINDS, NativeStep
 from .recurrence.step import PlainStep, StackWeights
 from .snapshot import Snapshot
 from .state import LSTMState, Rows

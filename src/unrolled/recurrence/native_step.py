@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import kernels, native
+from . import kernels
 from .step import StackWeights
 
 # In the order of enum UnrolledWeights.
@@ -183,12 +183,6 @@ class NativeStep:
 def _check(message: bytes | None) -> None:
     if message is not None:
         raise RuntimeError(f"the native library refused the weights: {message.decode()}")
-
-
-def missing() -> str | None:
-    """Why there is no native step, as `native.missing`; None where there is one."""
-    library = native.library()
-    return native.missing() if library is None or hasattr(library, "unrolled_step") else "the library has no step yet"
 
 
 class _Functions:
