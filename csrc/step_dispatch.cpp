@@ -99,7 +99,7 @@ const char* check_packed(const UnrolledStep& step, int64_t lanes) {
     if (!is_packed(step.packed_projection, {kPackedMark, step.weights, 0, lanes, 0, step.hidden, step.output})) {
         return kOther;
     }
-    return step.out != nullptr || step.output == 0 ? nullptr : "out must not be NULL beside a projection";
+    return nullptr;
 }
 
 const char* check_input(const UnrolledStep& step) {
@@ -124,6 +124,7 @@ const char* check_step(const UnrolledStep& step) {
         return "layers x rows x hidden is beyond 2^40";
     }
     if (step.rows == 0) return nullptr;
+    if (step.packed_projection && step.output > 0 && !step.out) return "out must not be NULL beside a projection";
     if (!step.h_before || !step.h_after || !step.c) return "h_before, h_after and c must not be NULL";
     if (step.h_before == step.h_after) return "h_after must be apart from h_before";
     return check_input(step);
