@@ -162,7 +162,8 @@ def test_a_library_of_another_interface(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(native, "ABI_VERSION", version + 1)
     assert native._load(native._PATH) == (
         None,
-        f"its native library has interface version {version}, and these Python files need {version + 1}; {REPAIR}",
+        f"its native library has interface version {version}, and these Python files need {version + 1}; "
+        + native._repair(native._PATH),
     )
 
 
