@@ -10,11 +10,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import (
-    Annotated,
-    Any,
-    Literal,  # noqa: F401, cyclopts reads the annotations that Flags inherits in this module's names
-)
+from typing import Annotated, Any, Literal
 
 from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 from cyclopts.config import Dict
@@ -179,6 +175,55 @@ def write(
             _say(piece.text, end="")
     finally:
         _say()
+
+
+@app.command
+def bench(
+    run: Path | None = None,
+    /,
+    *,
+    shape: str | None = None,
+    weights: Literal["float32", "bfloat16", "int8"] | None = None,
+    steps: int | None = None,
+    threads: int | None = None,
+    text: Path | None = None,
+    quota: float | None = None,
+    as_json: Annotated[bool, Parameter(name="--json")] = False,
+) -> None:
+    """Time one step at a time, with each kind of weights; with a run, also show what smaller weights lose on a text.
+
+    Parameters
+    ----------
+    run
+        Directory of a run (its newest model is taken) or of one model; one text is stepped through.
+    shape
+        In place of a run: BATCHxINPUTxHIDDENxLAYERS, such as 1x256x512x2, with random weights.
+    weights
+        Only these: float32, bfloat16 or int8.
+    steps
+        How many steps for each row of the table; without it, a second's worth.
+    threads
+        Only this many; without it, 1 and as many as torch has.
+    text
+        The text on which the loss is measured, its first 20,000 tokens; without it, one that Python brings along.
+    quota
+        Try a smaller share of the machine, such as 0.5 processors, by stopping the process when it is used up (Linux).
+    as_json
+        Print all numbers as JSON instead of a table.
+    """
+    from .bench import Question, answer, notes, table
+
+    question = Question(run=run, shape=shape, weights=weights, steps=steps, threads=threads, text=text)
+    report = answer(question, quota)
+    if as_json:
+        _say(json.dumps(asdict(report)))
+        return
+    from rich.console import Console
+
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(table(report))
+    for line in notes(report):
+        _say(line)
 
 
 @app.command

@@ -109,9 +109,12 @@ def _can_be_stepped(model: LanguageModel) -> bool:
 
 
 def _asks_for_nothing_else(modules: Iterable[nn.Module]) -> bool:
-    """Whether there is no hook, no request for another backend and no autocast: what a stepper would pass by."""
+    """Whether there is no autocast, no hook, no forward of an instance and no request for another backend."""
     stepped = ("auto", "cpu") if missing() is None else ("auto",)
     return not torch.is_autocast_enabled("cpu") and not any(
-        module._forward_hooks or module._forward_pre_hooks or getattr(module, "backend", "auto") not in stepped
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or "forward" in module.__dict__
+        or getattr(module, "backend", "auto") not in stepped
         for module in modules
     )
