@@ -74,7 +74,7 @@ def scan(
         with full_precision(w_h):
             h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths)
     else:
-        pre = _inputs(x, w_x, bias, w_h.dtype, strict=strict)
+        pre = _inputs(x, w_x, bias, w_h.dtype, native=chosen == "cpu", strict=strict)
         run = cpu.scan if chosen == "cpu" else portable.scan
         h, c, gates = run(pre, w_h, h0, c0, resets, lengths)
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), pre)
@@ -112,7 +112,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     rows, steps = x.shape[:2]
     # Time-first, as the recurrence leaves it: a copy of the larger axis is saved.
     flat = x.transpose(0, 1).reshape(rows * steps, x.shape[2])
-    product = products.linear(flat, weight.t(), bias, strict=True)
+    product = products.linear(flat, weight.t(), bias, native=True, strict=True)
     return product.reshape(steps, rows, weight.shape[0]).transpose(0, 1)
 
 
@@ -162,7 +162,7 @@ def _checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Ten
     return checked_range(x, 0, width - 1, "ids") if x.dim() == 2 else x, lengths
 
 
-def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, strict: bool) -> Tensor:
+def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, native: bool, strict: bool) -> Tensor:
     """The input's share of every pre-activation, [T, B, 4, H]: one product for all steps, since none depends on h."""
     rows, steps = x.shape[:2]
     width, _, hidden = w_x.shape
@@ -171,7 +171,7 @@ def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, strict:
         return F.embedding(x.t(), (w_x + bias).flatten(1)).reshape(steps, rows, 4, hidden)
     flat = x.transpose(0, 1).reshape(steps * rows, width)
     # Autocast makes this product low-precision; the recurrence stays in the weights' own dtype.
-    product = products.linear(flat, w_x.flatten(1), bias.flatten(), strict=strict).to(dtype)
+    product = products.linear(flat, w_x.flatten(1), bias.flatten(), native=native, strict=strict).to(dtype)
     return product.reshape(steps, rows, 4, hidden)
 
 

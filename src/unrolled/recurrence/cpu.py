@@ -49,7 +49,7 @@ def backward(
     return kernels.backward((grad_h, grad_c, grad_gates), w_h, c, gates, c0, (resets, lengths))
 
 
-scan = seam.operator("cpu", forward, backward)
+scan = seam.operator("cpu", forward, backward, products.weight_gradient)
 
 
 def states(

@@ -12,16 +12,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels, native
+from . import kernels
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias) -> Tensor")
 _LIBRARY.define("weight_gradient(Tensor x, Tensor grad) -> (Tensor, Tensor)")
 
 
-def linear(x: Tensor, w: Tensor, bias: Tensor, *, strict: bool = False) -> Tensor:
-    """x [N, K] times w [K, M], plus bias [M]. `strict`: the own product, which must be able to run."""
-    if strict or _own(x, w):
+def linear(x: Tensor, w: Tensor, bias: Tensor, *, native: bool, strict: bool = False) -> Tensor:
+    """x [N, K] times w [K, M], plus bias [M].
+
+    `native`: the native library is there, and its product may be taken; `strict`: it must be.
+    """
+    if strict or (native and _faster(x, w)):
         run: Callable[..., Tensor] = torch.ops.unrolled.product if torch.compiler.is_compiling() else _Product.apply
         product: Tensor = run(x, w, bias)
         return product
@@ -30,7 +33,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor, *, strict: bool = False) -> Tenso
 
 def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """x^T grad, [K, M], for x [N, K] and grad [N, M]."""
-    if _own(x, grad) and not torch.is_grad_enabled():
+    if _faster(x, grad) and not torch.is_grad_enabled():
         gradient: Tensor = torch.ops.unrolled.weight_gradient(x, grad)[0]
         return gradient
     return x.mT @ grad
@@ -66,12 +69,11 @@ class Inputs:
         return self._w if self._table is None else self._table
 
 
-def _own(*values: Tensor) -> bool:
+def _faster(*values: Tensor) -> bool:
     return (
         all(value.dtype == torch.float32 and value.is_cpu for value in values)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        and native.library() is not None
         and kernels.prefers_own_products()
     )
 

@@ -21,11 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import products, reference
+from . import reference
 from .precision import full_precision
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+WeightGradient = Callable[[Tensor, Tensor], Tensor]
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _INPUTS = "Tensor pre, Tensor w_h, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths"
@@ -44,13 +45,20 @@ _STALE = (
 )
 
 
-def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
+def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+    return x.mT @ grad
+
+
+def operator(
+    name: str, forward: Scan, backward: ScanBackward, weight_gradient: WeightGradient = _weight_gradient
+) -> Scan:
     """Register `unrolled::<name>` and `unrolled::<name>_backward`; return the function to call.
 
     `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
-    [T, B, 4, H]) and `reference.scan_backward`. They may write only into memory that they allocate.
+    [T, B, 4, H]) and `reference.scan_backward`. They may write only into memory that they allocate. `weight_gradient`:
+    x^T grad for x [N, K] and grad [N, M], differentiable where gradients are enabled.
     """
-    scan_op, backward_op = _register_both(name, forward, backward)
+    scan_op, backward_op = _register_both(name, forward, backward, weight_gradient)
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -80,7 +88,7 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return _first_order(Backward.apply, ctx, grads)
+            return _first_order(Backward.apply, weight_gradient, ctx, grads)
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -96,14 +104,18 @@ def operator(name: str, forward: Scan, backward: ScanBackward) -> Scan:
     return scan
 
 
-def _register_both(name: str, forward: Scan, backward: ScanBackward) -> tuple[Callable[..., Any], Callable[..., Any]]:
+def _register_both(
+    name: str, forward: Scan, backward: ScanBackward, weight_gradient: WeightGradient
+) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The two operators with their derivatives, as compiled graphs hold them."""
     scan_op = _register(name, _INPUTS, forward, _like_scan, _ROWS_IN, _ROWS_OUT)
     backward_op = _register(
         f"{name}_backward", _BACKWARD_INPUTS, backward, _like_backward, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT
     )
     torch.library.register_autograd(
-        f"unrolled::{name}", lambda ctx, *grads: _first_order(backward_op, ctx, grads), setup_context=_save
+        f"unrolled::{name}",
+        lambda ctx, *grads: _first_order(backward_op, weight_gradient, ctx, grads),
+        setup_context=_save,
     )
     torch.library.register_autograd(
         f"unrolled::{name}_backward",
@@ -162,19 +174,26 @@ def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -
     ctx.save_for_backward(*kept, *output)
 
 
-def _first_order(backward: Callable[..., Any], ctx: Any, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+def _first_order(
+    backward: Callable[..., Any], weight_gradient: WeightGradient, ctx: Any, grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
     """Gradients of pre, w_h, h0, c0 (and None for the masks) from the cotangents of h, c and gates."""
     w_h, h0, c0, resets, lengths, h, c, gates = _saved(ctx)
     if all(grad is None for grad in grads):
         return (None,) * 6
     grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths)
     with full_precision(w_h):
-        grad_w_h = _grad_recurrent_weights(h0, h, grad_pre, resets, lengths)
+        grad_w_h = _grad_recurrent_weights(weight_gradient, h0, h, grad_pre, resets, lengths)
     return grad_pre, grad_w_h, grad_h0, grad_c0, None, None
 
 
 def _grad_recurrent_weights(
-    h0: Tensor, h: Tensor, grad_pre: Tensor, resets: Tensor | None, lengths: Tensor | None
+    weight_gradient: WeightGradient,
+    h0: Tensor,
+    h: Tensor,
+    grad_pre: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
 ) -> Tensor:
     """The sum over all steps of h_{t-1}^T dpre_t, [H, 4, H], as one product.
 
@@ -190,7 +209,7 @@ def _grad_recurrent_weights(
         before = before.masked_fill(reference.ended(lengths, steps)[1:].unsqueeze(-1), 0)
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
     first = h0.mT @ dpre[:1].sum(0)
-    rest = products.weight_gradient(before.reshape(-1, hidden), dpre[1:].reshape(-1, 4 * hidden))
+    rest = weight_gradient(before.reshape(-1, hidden), dpre[1:].reshape(-1, 4 * hidden))
     return (first + rest).reshape(hidden, 4, hidden)
 
 
