@@ -266,6 +266,14 @@ def test_draws_from_a_nucleus_of_the_top_k_follow_the_renormalised_probabilities
     assert ((observed[kept] - expected) ** 2 / expected).sum() < 13.82
 
 
+def test_a_draw_is_that_of_multinomial_from_the_most_probable_on():
+    shares = LOGITS.double().sort(descending=True).values.softmax(0)
+    order = LOGITS.argsort(descending=True)
+    for seed in range(200):
+        drawn = sample(LOGITS, generator=torch.Generator().manual_seed(seed))
+        assert drawn == order[torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed))]
+
+
 def support(**options):
     return set(np.flatnonzero(counts(1500, **options)).tolist())
 

@@ -115,6 +115,6 @@ def _asks_for_nothing_else(modules: Iterable[nn.Module]) -> bool:
         module._forward_hooks
         or module._forward_pre_hooks
         or "forward" in module.__dict__
-        or getattr(module, "backend", "auto") not in stepped
+        or module.__dict__.get("backend", "auto") not in stepped
         for module in modules
     )
