@@ -158,13 +158,15 @@ def printed(report):
 def test_a_table():
     title, heading, *rows = printed(REPORT)
     assert " ".join(title) == "one step of 2 layers of 4, 9 tokens, batch 1"
-    assert " ".join(heading) == "weights threads p50 us p99 us maximum us steps bits per character lost"
+    assert " ".join(heading) == "weights threads p50 us p99 us maximum us steps bits/character lost"
     assert rows == [
         ["float32", "1", "12.3", "1,234.5", "50,000.0", "1,000", "1.5000"],
         ["int8", "1", "3.0", "4.0", "5.0", "1,000", "1.5100", "+0.0100"],
         ["bfloat16", "1", "-", "-", "-", "-"],
     ]
-    assert len(printed(dataclasses.replace(REPORT, losses=()))[1]) == len(heading) - 4
+    better = dataclasses.replace(REPORT.losses[0], bits_per_character=1.49999)
+    assert printed(dataclasses.replace(REPORT, losses=(better,)))[3][-1] == "+0.0000"
+    assert len(printed(dataclasses.replace(REPORT, losses=()))[1]) == len(heading) - 2
 
 
 def test_notes():

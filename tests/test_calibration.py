@@ -105,6 +105,7 @@ def test_a_report_reads_as_a_report():
         "  largest difference of an output  0.0123\n"
         "  bits per token                   1.5012, float32 1.5000, lost +0.0012"
     )
+    assert str(Calibration("bfloat16", 1, 0.0, 1.49999, 1.5)).endswith("lost +0.0000")
 
 
 LANGUAGE, STACK = LanguageModel(ModelConfig(11, 7, 2)), MultiLayerLSTM(5, 7)

@@ -143,7 +143,7 @@ def table(report: Report) -> Table:
         shown.add_column(heading, justify="right")
     lost = {loss.weights: loss for loss in report.losses}
     if lost:
-        shown.add_column("bits per character", justify="right")
+        shown.add_column("bits/character", justify="right")
         shown.add_column("lost", justify="right")
     for row in report.timings:
         if row.p50 is None or row.p99 is None or row.maximum is None:
@@ -153,7 +153,8 @@ def table(report: Report) -> Table:
         loss = lost.get(row.weights)
         if loss is not None:
             change = loss.bits_per_character - loss.bits_per_character_float32
-            numbers += [f"{loss.bits_per_character:.4f}", f"{change:+.4f}"]
+            # Plus zero: a loss that rounds to nothing has no sign.
+            numbers += [f"{loss.bits_per_character:.4f}", f"{round(change, 4) + 0.0:+.4f}"]
         elif lost and row.weights == "float32":
             numbers += [f"{next(iter(lost.values())).bits_per_character_float32:.4f}", ""]
         shown.add_row(row.weights, str(row.threads), *numbers)

@@ -45,7 +45,7 @@ class Calibration:
         if self.bits_lost is not None:
             lines.append(
                 f"  bits per token                   {self.bits:.4f}, float32 {self.bits_float32:.4f}, lost "
-                f"{self.bits_lost:+.4f}"
+                f"{round(self.bits_lost, 4) + 0.0:+.4f}"
             )
         return "\n".join(lines)
 
