@@ -15,8 +15,8 @@ constexpr int64_t kMostInt8Depth = int64_t{1} << 17;
 constexpr int64_t kOwnRows = 64, kFewestRows = 4;
 // Weights up to which each thread may read all of them, from a cache of its own.
 constexpr int64_t kOwnWeightBytes = 1 << 20;
-// Bytes of weights times rows below which a second thread is not worth waking.
-constexpr int64_t kFewestBytes = 1 << 17;
+// Bytes of weights times rows below which one thread is done before a second one has woken: about 4 us.
+constexpr int64_t kFewestBytes = 3 << 17;
 
 constexpr const char* kNoSuchWeights = "weights must be 0 (float32), 1 (bfloat16) or 2 (int8)";
 
@@ -140,7 +140,7 @@ Grid grid_for(const UnrolledStep& step, int64_t lanes, int64_t threads) {
     const int64_t rows = step.rows, blocks = (step.hidden + lanes - 1) / lanes;
     const int64_t upper = 4 * step.hidden * column_bytes(step.weights, step.hidden, step.hidden);
     const int64_t bytes = 4 * step.hidden * column_bytes(step.weights, step.input, step.hidden) +
-                          (step.layers - 1) * upper;
+                          (step.layers - 1) * upper + step.output * column_bytes(step.weights, 0, step.hidden);
     if (bytes * rows < kFewestBytes) return {1, 1};
     const bool own = bytes <= kOwnWeightBytes && rows >= kFewestRows * threads;
     if (own || rows >= kOwnRows * threads || blocks == 1) return {smaller(threads, rows), 1};
