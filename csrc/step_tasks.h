@@ -11,8 +11,8 @@ namespace unrolled {
 // In front of packed weights, so that a step can refuse those of another size, kind or instruction set.
 //
 // Behind it lie the panels, one after another. A panel is what 4 vectors of columns need: the gates of a block of
-// units, or 4 blocks of a projection's columns. It starts with the bias (int8: then the scales of w_x, then of w_h), and
-// then come the weights of x and of h in the order of depth:
+// units, or 4 blocks of a projection's columns. It starts with the bias (int8: then the scales of w_x, then of w_h),
+// and then come the weights of x and of h in the order of depth:
 //   float32   [k][vector][lane]
 //   bfloat16  [k][vectors 0 and 1, 2 and 3][lane][low, high half]
 //   int8      [k / 4][vector][lane][k % 4]; with VNNI plus 128

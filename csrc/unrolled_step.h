@@ -1,7 +1,8 @@
 /* The C interface of the step: a whole stack of layers and its projection, one time step a call.
  *
- * Weights are packed once, into memory of the caller's that must not move afterwards. A step allocates nothing, and
- * with one thread it neither waits nor wakes anybody. Errors as in unrolled.h: NULL, or a sentence and nothing written. */
+ * Weights are packed once, into memory of the caller's that must not move afterwards; large pages suit it. A step
+ * allocates nothing, and with one thread it neither waits nor wakes anybody. Errors as in unrolled.h: NULL, or a
+ * sentence and nothing written. */
 #ifndef UNROLLED_STEP_H
 #define UNROLLED_STEP_H
 
@@ -31,7 +32,7 @@ typedef struct {
     const float* h_before; /* [layers, rows, hidden] */
     float* h_after;        /* [layers, rows, hidden], apart from h_before */
     float* c;              /* [layers, rows, hidden]: before the call and, in place, after it */
-    float* out;            /* [rows, output], or NULL where there is no projection */
+    float* out;            /* [rows, output], may be x where it is as wide; NULL where there is no projection */
     void* scratch;
     int64_t scratch_bytes;
 } UnrolledStep;
