@@ -29,6 +29,12 @@ STEPS = {
         "x is an ndarray, expected a tensor [4, 5] or ids [4]: torch.as_tensor(x)",
     ),
     "an int": (LANGUAGE, 3, TypeError, "x is an int, expected a tensor ids [4]: torch.as_tensor(x)"),
+    "a sparse tensor": (
+        STACK,
+        FRAME.to_sparse(),
+        TypeError,
+        "x is sparse_coo, expected a dense tensor [4, 5] or ids [4]: x.to_dense()",
+    ),
     "float64": (STACK, FRAME.double(), TypeError, "x is float64, but the weights are float32: x.float()"),
     "bfloat16": (STACK, FRAME.bfloat16(), TypeError, "x is bfloat16, but the weights are float32: x.float()"),
     "one row alone": (

@@ -69,6 +69,10 @@ def check_tensor(x: Any, rows: int, width: int, *, ids_only: bool) -> None:
     expected = f"ids [{rows}]" if ids_only else f"[{rows}, {width}] or ids [{rows}]"
     if not isinstance(x, Tensor):
         raise TypeError(f"x is {_kind(x)}, expected a tensor {expected}: torch.as_tensor(x)")
+    if x.layout is not torch.strided:
+        raise TypeError(
+            f"x is {str(x.layout).removeprefix('torch.')}, expected a dense tensor {expected}: x.to_dense()"
+        )
     if x.dtype.is_floating_point and ids_only:
         raise TypeError(
             f"a language model reads token ids, int32, int64 or uint8 [{rows}], and got {_name(x.dtype)} {_shape(x)}: "

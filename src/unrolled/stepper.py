@@ -162,7 +162,9 @@ class Stepper:
             self._refuse_company()
         try:
             # What is usual is told apart first: these questions are most of what a small step costs.
-            usual = type(x) is Tensor and x.is_contiguous() and x.is_cpu and not x.is_neg()
+            usual = (
+                type(x) is Tensor and x.layout is torch.strided and x.is_cpu and x.is_contiguous() and not x.is_neg()
+            )
             if usual and self._engine.takes_frames and x.dtype is torch.float32 and x.shape == self._frame_shape:
                 self._engine.frames(x, out)
             elif usual and self._engine.takes_ids and x.dtype is torch.int64 and x.shape == self._ids_shape:
