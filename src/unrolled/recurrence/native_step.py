@@ -149,7 +149,7 @@ class NativeStep:
                 h_after=after.data_ptr(),
                 c=self.c.data_ptr(),
                 scratch=scratch.data_ptr(),
-                scratch_bytes=scratch.numel(),
+                scratch_bytes=scratch.nbytes,
             )
             calls.append(_Call(step, (ctypes.byref(run), ctypes.byref(step))))
         return calls[0], calls[1]
@@ -177,7 +177,7 @@ class NativeStep:
     def _memory(self, size: int) -> Tensor:
         if size < 0:
             raise RuntimeError("the native library cannot pack a stack of these sizes")
-        return torch.empty(size, dtype=torch.uint8)
+        return kernels.empty((-(-size // 4),))
 
 
 def _check(message: bytes | None) -> None:
