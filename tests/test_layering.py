@@ -59,6 +59,8 @@ ARROWS: dict[str, set[str]] = {
     },
     "reader": {"model", "parts", "stepper", "state", "recurrence.native"},
     "generate": {"model", "reader", "state", "tokens"},
+    "quota": set(),
+    "bench": {"model", "stack", "stepper", "recurrence", "checkpoint", "corpus", "tokens", "quota"},
     "manifest": set(),
     "checkpoint": {"model", "tokens", "manifest", "__version__"},
     "config": {"corpus", "tokens", "manifest"},
@@ -82,6 +84,7 @@ FOREIGN: dict[str, set[str]] = {
     "checkpoint": {"safetensors"},
     "trace": {"rich"},
     "progress": {"rich"},
+    "bench": {"rich"},
     "cli": {"cyclopts", "rich"},
 }
 
