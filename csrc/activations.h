@@ -23,9 +23,9 @@ UNROLLED_INLINE Decay decay(Vector x) {
     x = minimum(broadcast(88.0f), maximum(broadcast(-88.5f), x));
     const Vector shifted = fma(x, broadcast(-1.44269504f), broadcast(kExponentShift));
     const Vector n = shifted - broadcast(kExponentShift);
-    const Vector near = fma(n, broadcast(kLn2), x);
-    const Vector r = fma(n, broadcast(kRest), near);
-    const Vector square = kFused ? near * near : r * r;
+    const Vector rough = fma(n, broadcast(kLn2), x);
+    const Vector r = fma(n, broadcast(kRest), rough);
+    const Vector square = kFused ? rough * rough : r * r;
     // e^-r = (c - r) / (c + r) with c = r coth(r / 2), which is even in r; the polynomial's effect is below 2^-30.
     const Vector slope = fma(square, broadcast(-2.76597545e-3f), broadcast(0.166666176f));
     const Vector c = fma(square, slope, broadcast(2.0f));
