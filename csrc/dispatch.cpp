@@ -18,6 +18,8 @@ constexpr int64_t kMostLanes = 16, kMostColumns = 64, kAlignment = 16;
 // Weights up to which each thread may read all of them at every step, so that threads share the batch and never wait.
 constexpr int64_t kOwnWeightFloats = 1 << 18;
 constexpr int64_t kFewestRows = 4;
+// Sizes and their products stay so far below 2^63 that nothing made of them overflows.
+constexpr int64_t kMostThreads = 1 << 16, kLimit = int64_t{1} << 40;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -49,17 +51,26 @@ Grid grid_for(int64_t rows, int64_t hidden, int64_t blocks, int64_t threads) {
 const char* check_run(const UnrolledRun* run) {
     if (run == nullptr) return "run is NULL";
     if (run->threads < 1) return "threads must be at least 1";
+    if (run->threads > kMostThreads) return "threads is beyond 2^16";
     if (kernels(run) == nullptr) return "this processor, or this library, has no such instruction set";
     return nullptr;
 }
 
 const char* check_sizes(int64_t steps, int64_t rows, int64_t hidden) {
-    constexpr int64_t kLimit = int64_t{1} << 40;
     if (steps < 0 || rows < 0 || hidden < 0) return "steps, rows and hidden must not be negative";
     if (hidden > (1 << 24)) return "hidden is beyond 2^24";
     const int64_t width = 4 * (hidden + 1);
     if (steps > kLimit / width || rows > kLimit / width || (rows > 0 && steps > kLimit / width / rows)) {
         return "steps x rows x hidden is beyond 2^38";
+    }
+    return nullptr;
+}
+
+const char* check_product_sizes(int64_t rows, int64_t depth, int64_t columns) {
+    if (rows < 0 || depth < 0 || columns < 0) return "rows, depth and columns must not be negative";
+    if (rows > kLimit || depth > kLimit / (rows + 1) || columns > kLimit / (rows + 1) ||
+        columns > kLimit / (depth + 1) - kMostColumns) {
+        return "a product of two of rows, depth and columns is beyond 2^40";
     }
     return nullptr;
 }
@@ -142,7 +153,7 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
 const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call) {
     if (const char* wrong = check_run(run)) return wrong;
     if (call == nullptr) return "call is NULL";
-    if (call->rows < 0 || call->depth < 0 || call->columns < 0) return "rows, depth and columns must not be negative";
+    if (const char* wrong = check_product_sizes(call->rows, call->depth, call->columns)) return wrong;
     if (call->w_depth_stride != 1 && call->w_column_stride != 1) return "one of the strides of w must be 1";
     if (call->w_depth_stride < 0 || call->w_column_stride < 0 || call->x_stride < 0) {
         return "strides must not be negative";
@@ -152,7 +163,8 @@ const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call
         return "x, w, out and scratch must not be NULL";
     }
     if (call->scratch_floats < unrolled_product_scratch(call->depth, call->columns)) return "scratch is too small";
-    const ProductTask task{*call, run->threads, aligned(call->scratch)};
+    ProductTask task{*call, run->threads, aligned(call->scratch)};
+    if (call->depth == 0) task.call.x_stride = 0;  // x may be NULL, from which no step is legal
     run_phases(kernels(run)->product, &task, call->packed ? 1 : 2, run->threads);
     return nullptr;
 }
@@ -160,7 +172,7 @@ const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call
 const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeightGradient* call) {
     if (const char* wrong = check_run(run)) return wrong;
     if (call == nullptr) return "call is NULL";
-    if (call->rows < 0 || call->depth < 0 || call->columns < 0) return "rows, depth and columns must not be negative";
+    if (const char* wrong = check_product_sizes(call->rows, call->depth, call->columns)) return wrong;
     if (call->x_stride < 0 || call->grad_stride < 0) return "strides must not be negative";
     if (call->columns == 0) return nullptr;
     if ((call->rows > 0 && (!call->grad || (call->depth > 0 && !call->x))) || (call->depth > 0 && !call->grad_w) ||
@@ -168,7 +180,9 @@ const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeigh
         return "x, grad, grad_w and scratch must not be NULL";
     }
     if (call->scratch_floats < unrolled_weight_gradient_scratch(run->threads)) return "scratch is too small";
-    if (call->rows == 0) std::memset(call->grad_w, 0, call->depth * call->columns * sizeof *call->grad_w);
+    if (call->rows == 0 && call->depth > 0) {
+        std::memset(call->grad_w, 0, call->depth * call->columns * sizeof *call->grad_w);
+    }
     const WeightGradientTask task{*call, run->threads, aligned(call->scratch)};
     run_phases(kernels(run)->weight_gradient, &task, 1, run->threads);
     return nullptr;

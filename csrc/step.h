@@ -267,7 +267,7 @@ template <typename Format>
 void step_phase(const StepTask& task, int64_t phase, int64_t slot) {
     const UnrolledStep& call = task.call;
     const int64_t state = call.rows * call.hidden;
-    const float* below = call.h_after + (phase - 1) * state;
+    const float* below = phase > 0 ? call.h_after + (phase - 1) * state : nullptr;
     if (phase == call.layers) {
         const StepInputs inputs{nullptr, below, 0, call.hidden, false};
         step_product<Format>(task, slot, inputs, *packed_at(call.packed_projection), ProjectionTarget{call});

@@ -8,7 +8,7 @@
 namespace unrolled {
 namespace {
 
-constexpr int64_t kMostLanes = 16, kMostColumns = 64, kLargestSize = int64_t{1} << 24;
+constexpr int64_t kMostLanes = 16, kMostColumns = 64, kLargestSize = int64_t{1} << 24, kMostThreads = 1 << 16;
 // Sums of that many products of int8 stay within 32 bits.
 constexpr int64_t kMostInt8Depth = int64_t{1} << 17;
 // Rows from which on a thread has work enough with rows of its own: no waiting, and the weights pass by just as often.
@@ -48,6 +48,7 @@ const char* name_of(const UnrolledRun& run) {
 const char* check_run(const UnrolledRun* run) {
     if (run == nullptr) return "run is NULL";
     if (run->threads < 1) return "threads must be at least 1";
+    if (run->threads > kMostThreads) return "threads is beyond 2^16";
     if (!has_instruction_set(name_of(*run))) return "this processor, or this library, has no such instruction set";
     return nullptr;
 }
@@ -164,7 +165,8 @@ int64_t unrolled_step_projection_bytes(int32_t weights, int64_t hidden, int64_t 
 }
 
 int64_t unrolled_step_scratch_bytes(int32_t weights, int64_t rows, int64_t input, int64_t hidden, int64_t threads) {
-    if (check_sizes(weights, {input, hidden}) != nullptr || rows < 0 || threads < 1) return -1;
+    if (check_sizes(weights, {input, hidden}) != nullptr || rows < 0) return -1;
+    if (threads < 1 || threads > kMostThreads) return -1;
     return 64 + threads * slot_bytes(weights, rows, input, hidden);
 }
 

@@ -174,7 +174,7 @@ struct Int8Format {
         for (int column = 0; column < kBlockColumns; ++column) {
             const int v = column / kLanes, lane = column % kLanes;
             const PanelColumns columns = panel_columns(*task.packed, block, v);
-            const bool used = lane < columns.count;
+            const bool used = depth > 0 && lane < columns.count;
             const float* from = used ? w + (columns.first + lane) * task.column_stride : nullptr;
             const float scale = used ? column_scale(from, depth, task.depth_stride) : 0.0f;
             std::memcpy(scales + column * 4, &scale, sizeof scale);
