@@ -82,6 +82,13 @@ const char* check_strides(const UnrolledGradient& gradient) {
     return nullptr;
 }
 
+const char* check_elements(const UnrolledRun& run, const float* x, const float* y, int64_t count) {
+    if (const char* wrong = check_run(&run)) return wrong;
+    if (count < 0) return "count must not be negative";
+    if (count > 0 && (!x || !y)) return "x and y must not be NULL";
+    return nullptr;
+}
+
 }  // namespace
 }  // namespace unrolled
 
@@ -185,6 +192,20 @@ const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeigh
     }
     const WeightGradientTask task{*call, run->threads, aligned(call->scratch)};
     run_phases(kernels(run)->weight_gradient, &task, 1, run->threads);
+    return nullptr;
+}
+
+const char* unrolled_sigmoid(const char* instruction_set, const float* x, float* y, int64_t count) {
+    const UnrolledRun run{instruction_set, 1};
+    if (const char* wrong = check_elements(run, x, y, count)) return wrong;
+    kernels(&run)->sigmoid(x, y, count);
+    return nullptr;
+}
+
+const char* unrolled_tanh(const char* instruction_set, const float* x, float* y, int64_t count) {
+    const UnrolledRun run{instruction_set, 1};
+    if (const char* wrong = check_elements(run, x, y, count)) return wrong;
+    kernels(&run)->tanh(x, y, count);
     return nullptr;
 }
 

@@ -1,6 +1,7 @@
 #define UNROLLED_ISA avx2
 
 #include "backward.h"
+#include "elementwise.h"
 #include "forward.h"
 #include "product.h"
 #include "weight_gradient.h"
@@ -8,6 +9,6 @@
 namespace unrolled {
 
 const Kernels kAvx2{UNROLLED_ISA::kLanes, UNROLLED_ISA::forward, UNROLLED_ISA::backward, UNROLLED_ISA::product,
-                      UNROLLED_ISA::weight_gradient};
+                      UNROLLED_ISA::weight_gradient, UNROLLED_ISA::sigmoid_all, UNROLLED_ISA::tanh_all};
 
 }  // namespace unrolled

@@ -98,8 +98,8 @@ UNROLLED_INLINE void widen(const char* from, Vector& low, Vector& high) {
         lower[lane] = pairs[lane] << 16;
         pairs[lane] &= 0xffff0000u;
     }
-    std::memcpy(low.value, lower, sizeof lower);
-    std::memcpy(high.value, pairs, sizeof pairs);
+    std::memcpy(&low.value, lower, sizeof lower);
+    std::memcpy(&high.value, pairs, sizeof pairs);
 #endif
 }
 

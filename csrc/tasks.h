@@ -47,6 +47,8 @@ struct WeightGradientTask {
 struct Kernels {
     int64_t lanes;
     Share forward, backward, product, weight_gradient;
+    void (*sigmoid)(const float* x, float* y, int64_t count);
+    void (*tanh)(const float* x, float* y, int64_t count);
 };
 
 extern const Kernels kBaseline;

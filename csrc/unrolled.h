@@ -106,6 +106,10 @@ UNROLLED_API const char* unrolled_backward(const UnrolledRun* run, const Unrolle
 UNROLLED_API const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call);
 UNROLLED_API const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeightGradient* call);
 
+/* The cells' own functions, of `count` floats: what tests of their accuracy call. y may be x. */
+UNROLLED_API const char* unrolled_sigmoid(const char* instruction_set, const float* x, float* y, int64_t count);
+UNROLLED_API const char* unrolled_tanh(const char* instruction_set, const float* x, float* y, int64_t count);
+
 /* Asks for pages of 2 MiB where the system has them: a fresh buffer of 32 MiB then costs 2 ms instead of 11. */
 UNROLLED_API void unrolled_advise_large_pages(void* memory, int64_t bytes);
 

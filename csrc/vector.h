@@ -146,12 +146,32 @@ UNROLLED_INLINE Vector select(Mask where, Vector yes, Vector no) {
 
 #else
 
-// Written as loops, which every compiler turns into the four lanes that each 64-bit processor has.
 constexpr int kLanes = 4;
 constexpr bool kFused = false;
 
+#if defined(__GNUC__)
+// Four floats that GCC and Clang keep in a register, on every processor that has such registers.
+typedef float Floats __attribute__((vector_size(16)));
+#else
+struct Floats {
+    float lane[kLanes];
+    float& operator[](int k) { return lane[k]; }
+    float operator[](int k) const { return lane[k]; }
+};
+#define UNROLLED_LANEWISE(sign)                                           \
+    UNROLLED_INLINE Floats operator sign(Floats a, Floats b) {            \
+        for (int k = 0; k < kLanes; ++k) a.lane[k] = a.lane[k] sign b.lane[k]; \
+        return a;                                                         \
+    }
+UNROLLED_LANEWISE(+)
+UNROLLED_LANEWISE(-)
+UNROLLED_LANEWISE(*)
+UNROLLED_LANEWISE(/)
+#undef UNROLLED_LANEWISE
+#endif
+
 struct Vector {
-    float value[kLanes];
+    Floats value;
 };
 struct Mask {
     bool value[kLanes];
@@ -165,20 +185,20 @@ struct Mask {
 UNROLLED_INLINE Vector broadcast(float x) { UNROLLED_LANES(x); }
 UNROLLED_INLINE Vector zero() { UNROLLED_LANES(0.0f); }
 UNROLLED_INLINE Vector load(const float* from) { UNROLLED_LANES(from[k]); }
-UNROLLED_INLINE void store(float* to, Vector x) { std::memcpy(to, x.value, sizeof x.value); }
+UNROLLED_INLINE void store(float* to, Vector x) { std::memcpy(to, &x.value, sizeof x.value); }
 // The first `count` lanes, 0 to kLanes; the others are 0, and their memory is not touched.
 UNROLLED_INLINE Vector load(const float* from, int count) { UNROLLED_LANES(k < count ? from[k] : 0.0f); }
 UNROLLED_INLINE void store(float* to, Vector x, int count) {
     for (int k = 0; k < count; ++k) to[k] = x.value[k];
 }
-UNROLLED_INLINE Vector operator+(Vector a, Vector b) { UNROLLED_LANES(a.value[k] + b.value[k]); }
-UNROLLED_INLINE Vector operator-(Vector a, Vector b) { UNROLLED_LANES(a.value[k] - b.value[k]); }
-UNROLLED_INLINE Vector operator*(Vector a, Vector b) { UNROLLED_LANES(a.value[k] * b.value[k]); }
-UNROLLED_INLINE Vector operator/(Vector a, Vector b) { UNROLLED_LANES(a.value[k] / b.value[k]); }
+UNROLLED_INLINE Vector operator+(Vector a, Vector b) { return {a.value + b.value}; }
+UNROLLED_INLINE Vector operator-(Vector a, Vector b) { return {a.value - b.value}; }
+UNROLLED_INLINE Vector operator*(Vector a, Vector b) { return {a.value * b.value}; }
+UNROLLED_INLINE Vector operator/(Vector a, Vector b) { return {a.value / b.value}; }
 // a * b + c, rounded twice: a fused one in software would take a hundred times as long.
-UNROLLED_INLINE Vector fma(Vector a, Vector b, Vector c) { UNROLLED_LANES(a.value[k] * b.value[k] + c.value[k]); }
+UNROLLED_INLINE Vector fma(Vector a, Vector b, Vector c) { return {a.value * b.value + c.value}; }
 UNROLLED_INLINE Vector subtract_product(Vector c, Vector a, Vector b) {
-    UNROLLED_LANES(c.value[k] - a.value[k] * b.value[k]);
+    return {c.value - a.value * b.value};
 }
 UNROLLED_INLINE Vector minimum(Vector a, Vector b) { UNROLLED_LANES(a.value[k] < b.value[k] ? a.value[k] : b.value[k]); }
 UNROLLED_INLINE Vector maximum(Vector a, Vector b) { UNROLLED_LANES(a.value[k] > b.value[k] ? a.value[k] : b.value[k]); }
@@ -200,15 +220,15 @@ UNROLLED_INLINE Vector times_power_of_two(Vector x, Vector n) {
 }
 UNROLLED_INLINE Vector power_of_two(Vector shifted) {
     uint32_t bits[kLanes];
-    std::memcpy(bits, shifted.value, sizeof bits);
+    std::memcpy(bits, &shifted.value, sizeof bits);
     for (int k = 0; k < kLanes; ++k) bits[k] <<= 23;
     Vector result;
-    std::memcpy(result.value, bits, sizeof bits);
+    std::memcpy(&result.value, bits, sizeof bits);
     return result;
 }
 UNROLLED_INLINE Vector look_up(const float* table, Vector k) {
     uint32_t bits[kLanes];
-    std::memcpy(bits, k.value, sizeof bits);
+    std::memcpy(bits, &k.value, sizeof bits);
     Vector result;
     for (int lane = 0; lane < kLanes; ++lane) result.value[lane] = table[bits[lane] & 15];
     return result;
