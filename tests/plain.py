@@ -9,13 +9,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from worlds import dtype_of
 
 from unrolled.layer import LSTMLayer
 from unrolled.stack import MultiLayerLSTM
 
 F64 = torch.float64
 GATES = ("i", "f", "g", "o")
-BACKENDS = ("portable", "reference")
 
 
 @dataclass
@@ -108,8 +108,8 @@ def redraw(module: nn.Module, seed: int = 0) -> nn.Module:
     return module
 
 
-def normal(*size: int, seed: int) -> Tensor:
-    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=F64)
+def normal(*size: int, seed: int, dtype: torch.dtype = F64) -> Tensor:
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=F64).to(dtype)
 
 
 def masks(names: str, rows: int, steps: int) -> dict[str, Tensor]:
@@ -134,30 +134,31 @@ def gradients(outputs: dict[str, Tensor], leaves: dict[str, Tensor], seed: int =
 
 
 def new_layer(backend: str, width: int = 5, hidden: int = 7) -> LSTMLayer:
-    """In float64, with every parameter drawn."""
-    layer = redraw(LSTMLayer(width, hidden, backend=backend, dtype=F64))
+    """In the backend's widest dtype, with every parameter drawn."""
+    layer = redraw(LSTMLayer(width, hidden, backend=backend, dtype=dtype_of(backend)))
     assert isinstance(layer, LSTMLayer)
     return layer
 
 
-def layer_inputs(rows: int = 4, steps: int = 9, width: int = 5, hidden: int = 7) -> dict[str, Tensor]:
-    """x, h0 and c0 of a layer, all requiring gradients."""
+def layer_inputs(backend: str, rows: int = 4, steps: int = 9, width: int = 5, hidden: int = 7) -> dict[str, Tensor]:
+    """x, h0 and c0 of a layer, all requiring gradients, in the backend's widest dtype."""
     x, h0, c0 = normal(rows, steps, width, seed=1), normal(rows, hidden, seed=2).tanh(), normal(rows, hidden, seed=3)
-    return {name: value.requires_grad_() for name, value in (("x", x), ("h0", h0), ("c0", c0))}
+    return _leaves(backend, x=x, h0=h0, c0=c0)
 
 
 def new_model(backend: str, layers: int = 2, dropout: float = 0.0, output_dim: int | None = 4) -> MultiLayerLSTM:
-    """5 inputs, 7 units, in float64, with every parameter drawn."""
-    model = redraw(MultiLayerLSTM(5, 7, layers, dropout, output_dim=output_dim, backend=backend, dtype=F64))
+    """5 inputs, 7 units, in the backend's widest dtype, with every parameter drawn."""
+    model = redraw(
+        MultiLayerLSTM(5, 7, layers, dropout, output_dim=output_dim, backend=backend, dtype=dtype_of(backend))
+    )
     assert isinstance(model, MultiLayerLSTM)
     return model
 
 
-def stack_inputs(layers: int = 2, rows: int = 4, steps: int = 6) -> dict[str, Tensor]:
-    """x, h0 and c0 of a stack, all requiring gradients."""
+def stack_inputs(backend: str, layers: int = 2, rows: int = 4, steps: int = 6) -> dict[str, Tensor]:
+    """x, h0 and c0 of a stack, all requiring gradients, in the backend's widest dtype."""
     x, h0 = normal(rows, steps, 5, seed=1), normal(layers, rows, 7, seed=2).tanh()
-    c0 = normal(layers, rows, 7, seed=3)
-    return {name: value.requires_grad_() for name, value in (("x", x), ("h0", h0), ("c0", c0))}
+    return _leaves(backend, x=x, h0=h0, c0=normal(layers, rows, 7, seed=3))
 
 
 def results(layer: LSTMLayer, given: dict[str, Tensor], **options: Any) -> dict[str, Tensor]:
@@ -175,14 +176,20 @@ def assert_all_same(got: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -
 
 
 def assert_same(got: Tensor, expected: Tensor, name: str = "") -> None:
-    """Equal but for float64's rounding.
+    """Equal but for the rounding of their dtype.
 
-    The longest chains here are some 20 steps of sums over some 20 terms of order 1 to 100: rounding may reach 1e-13,
-    a wrong term is of order 1e-3 and more.
+    The longest chains here are some 20 steps of sums over some 20 terms of order 1 to 100. In float64 rounding may
+    reach 1e-13, and a wrong term is of order 1e-3 and more; in float32 these are 400 roundings that do not all go one
+    way: 20 or so remain, and thrice that is allowed.
     """
+    bound = 1e-11 if expected.dtype == F64 else 64 * torch.finfo(expected.dtype).eps
     torch.testing.assert_close(
-        got.detach(), expected.detach(), rtol=1e-11, atol=1e-11, msg=lambda text: f"{name}: {text}"
+        got.detach(), expected.detach(), rtol=bound, atol=bound, msg=lambda text: f"{name}: {text}"
     )
+
+
+def _leaves(backend: str, **values: Tensor) -> dict[str, Tensor]:
+    return {name: value.to(dtype_of(backend)).requires_grad_() for name, value in values.items()}
 
 
 def _retained(value: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 from plain import (
-    BACKENDS,
     GATES,
     assert_all_same,
     assert_same,
@@ -16,6 +15,7 @@ from plain import (
     normal,
     results,
 )
+from worlds import BACKENDS, dtype_of
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
@@ -24,7 +24,7 @@ NAN = float("nan")
 
 
 def test_resets_equal_running_the_pieces_apart(backend: str) -> None:
-    layer, given = new_layer(backend), layer_inputs()
+    layer, given = new_layer(backend), layer_inputs(backend)
     resets = masks("resets", 4, 9)["resets"]
     h, c = layer(**given, resets=resets)
     for row in range(4):
@@ -39,7 +39,7 @@ def test_resets_equal_running_the_pieces_apart(backend: str) -> None:
 
 
 def test_nan_does_not_leak_forward_past_a_reset(backend: str) -> None:
-    layer, given = new_layer(backend), layer_inputs()
+    layer, given = new_layer(backend), layer_inputs(backend)
     resets = torch.zeros(4, 9, dtype=torch.bool)
     resets[1, 5] = True
     clean_h, clean_c = layer(**given, resets=resets)
@@ -57,7 +57,7 @@ def test_nan_does_not_leak_forward_past_a_reset(backend: str) -> None:
 
 
 def test_no_gradient_crosses_a_reset(backend: str) -> None:
-    layer, given = new_layer(backend), layer_inputs()
+    layer, given = new_layer(backend), layer_inputs(backend)
     resets = torch.zeros(4, 9, dtype=torch.bool)
     resets[:2, 5] = True
     h, c = layer(**given, resets=resets)
@@ -72,7 +72,7 @@ def test_no_gradient_crosses_a_reset(backend: str) -> None:
 
 
 def test_a_reset_at_the_first_step_ignores_the_given_state_even_a_nan(backend: str) -> None:
-    layer, given = new_layer(backend), layer_inputs()
+    layer, given = new_layer(backend), layer_inputs(backend)
     resets = torch.zeros(4, 9, dtype=torch.bool)
     resets[1, 0] = True
     zeroed = {name: value.detach().clone() for name, value in given.items()}
@@ -91,7 +91,7 @@ def test_a_reset_at_the_first_step_ignores_the_given_state_even_a_nan(backend: s
 
 
 def test_each_row_with_a_length_equals_that_row_alone(backend: str) -> None:
-    layer, given, lengths = new_layer(backend), layer_inputs(), masks("lengths", 4, 9)["lengths"]
+    layer, given, lengths = new_layer(backend), layer_inputs(backend), masks("lengths", 4, 9)["lengths"]
     trace = layer.trace(**given, lengths=lengths)
     for row, length in enumerate(lengths.tolist()):
         alone = layer.trace(given["x"][row, None, :length], given["h0"][row, None], given["c0"][row, None])
@@ -109,7 +109,7 @@ def test_each_row_with_a_length_equals_that_row_alone(backend: str) -> None:
 
 
 def test_a_wild_state_stays_in_its_empty_row(backend: str) -> None:
-    layer, given = new_layer(backend), layer_inputs()
+    layer, given = new_layer(backend), layer_inputs(backend)
     lengths = torch.tensor([9, 0, 4, 9])
     expected = results(layer, given, lengths=lengths)
     wild = {name: value.detach().clone() for name, value in given.items()}
@@ -121,7 +121,7 @@ def test_a_wild_state_stays_in_its_empty_row(backend: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
 def test_lengths_of_zero_for_the_whole_batch(backend: str, dtype: torch.dtype) -> None:
-    layer, given = new_layer(backend), layer_inputs()
+    layer, given = new_layer(backend), layer_inputs(backend)
     leaves = given | dict(layer.named_parameters())
     trace = layer.trace(**given, lengths=torch.zeros(4, dtype=dtype))
     assert not trace.h.any()
@@ -129,13 +129,13 @@ def test_lengths_of_zero_for_the_whole_batch(backend: str, dtype: torch.dtype) -
     assert torch.equal(trace.state[0], given["h0"])
     assert torch.equal(trace.state[1], given["c0"])
     got = gradients({"last h": trace.state[0], "last c": trace.state[1], "h": trace.h, "i": trace.i}, leaves)
-    assert torch.equal(got.pop("h0"), normal(4, H, seed=21))
-    assert torch.equal(got.pop("c0"), normal(4, H, seed=22))
+    assert torch.equal(got.pop("h0"), normal(4, H, seed=21, dtype=dtype_of(backend)))
+    assert torch.equal(got.pop("c0"), normal(4, H, seed=22, dtype=dtype_of(backend)))
     assert all(not grad.any() for grad in got.values())
 
 
 def test_the_padding_is_never_read(backend: str) -> None:
-    layer, given, options = new_layer(backend), layer_inputs(), masks("both", 4, 9)
+    layer, given, options = new_layer(backend), layer_inputs(backend), masks("both", 4, 9)
     ended = torch.arange(9) >= options["lengths"][:, None]
     clean = results(layer, given, **options)
     wild = {**given, "x": given["x"].detach().masked_fill(ended[..., None], NAN).requires_grad_()}
@@ -148,14 +148,15 @@ def test_the_padding_is_never_read(backend: str) -> None:
 
 
 def test_cotangents_in_the_padding_are_ignored_even_nan(backend: str) -> None:
-    layer, given, lengths = new_layer(backend), layer_inputs(), masks("lengths", 4, 9)["lengths"]
+    layer, given, lengths = new_layer(backend), layer_inputs(backend), masks("lengths", 4, 9)["lengths"]
     ended = torch.arange(9) >= lengths[:, None]
     leaves = given | dict(layer.named_parameters())
     grads = []
     for padding in (0.0, NAN):
         trace = layer.trace(**given, lengths=lengths)
         fields = [getattr(trace, name) for name in ("h", "c", *GATES)]
-        cotangents = [normal(4, 9, H, seed=30 + k).masked_fill(ended[..., None], padding) for k in range(6)]
+        drawn = [normal(4, 9, H, seed=30 + k, dtype=dtype_of(backend)) for k in range(6)]
+        cotangents = [value.masked_fill(ended[..., None], padding) for value in drawn]
         grads.append(torch.autograd.grad(fields, list(leaves.values()), cotangents))
     for name, zero, nan in zip(leaves, *grads, strict=True):
         assert torch.equal(zero, nan), name

@@ -21,21 +21,20 @@ FRONT = "__init__"
 # Who may import whom. The front door's toolkit names are imported for type checkers alone, and lazily.
 ARROWS: dict[str, set[str]] = {
     "recurrence.reference": set(),
-    "recurrence.choose": set(),
+    "recurrence.native": set(),
+    "recurrence.choose": {"recurrence.native"},
     "recurrence.ranges": set(),
     "recurrence.precision": set(),
-    "recurrence.native": set(),
-    "recurrence.seam": {"recurrence.reference", "recurrence.precision"},
+    "recurrence.kernels": {"recurrence.native"},
+    "recurrence.products": {"recurrence.kernels", "recurrence.native"},
+    "recurrence.seam": {"recurrence.products", "recurrence.reference", "recurrence.precision"},
     "recurrence.portable": {"recurrence.reference", "recurrence.seam"},
+    "recurrence.cpu": {"recurrence.kernels", "recurrence.products", "recurrence.seam"},
     "recurrence.step": set(),
     "recurrence.native_step": {"recurrence.step", "recurrence.kernels"},
     "recurrence": {
-        "recurrence.reference",
-        "recurrence.choose",
-        "recurrence.portable",
-        "recurrence.seam",
-        "recurrence.ranges",
-        "recurrence.precision",
+        *("recurrence.reference", "recurrence.portable", "recurrence.cpu", "recurrence.products"),
+        *("recurrence.choose", "recurrence.ranges", "recurrence.precision"),
     },
     "state": set(),
     "arguments": {"state"},
@@ -101,7 +100,10 @@ IMPORT_STRING = re.compile(r"unrolled\.([\w.]+)(?::\w+)?")
 # Statements at module level that do more than define, each with its reason.
 ON_IMPORT = {
     "cli": ("app.command(",),  # declares a command whose module is imported when it runs
-    "recurrence.ranges": ("_LIBRARY.", "torch.library."),  # declares an operator to torch
+    # declare operators to torch
+    "recurrence.ranges": ("_LIBRARY.", "torch.library."),
+    "recurrence.products": ("_LIBRARY.", "torch.library."),
+    "recurrence.cpu": ("_LIBRARY.", "torch.library."),
 }
 
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "manager"}

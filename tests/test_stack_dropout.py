@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from plain import BACKENDS, F64, GATES, assert_same, new_model, normal, redraw, stack_inputs
+from plain import GATES, assert_same, new_model, normal, redraw, stack_inputs
 from torch import Tensor
+from worlds import BACKENDS, dtype_of
 
 from unrolled.stack import MultiLayerLSTM
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def test_dropout_of_everything_shows_where_it_lies(backend: str) -> None:
-    model, given = new_model(backend, 2, dropout=1.0), stack_inputs()
+    model, given = new_model(backend, 2, dropout=1.0), stack_inputs(backend)
     state = (given["h0"], given["c0"])
     dropped, plain = model.train().trace(given["x"], state), model.eval().trace(given["x"], state)
     # Before the projection: only its bias is left.
@@ -25,7 +26,7 @@ def test_dropout_of_everything_shows_where_it_lies(backend: str) -> None:
         assert torch.equal(getattr(dropped.layers[0], name), getattr(plain.layers[0], name))
     assert torch.equal(dropped.state.h[0], plain.state.h[0])
     # Between the layers: the upper one saw zeros in place of h, and carried its own h undropped.
-    alone = model.layers[1].trace(torch.zeros(4, 6, H, dtype=F64), given["h0"][1], given["c0"][1])
+    alone = model.layers[1].trace(torch.zeros(4, 6, H, dtype=dtype_of(backend)), given["h0"][1], given["c0"][1])
     for name in ("h", "c", *GATES):
         assert torch.equal(getattr(dropped.layers[1], name), getattr(alone, name))
     assert torch.equal(dropped.state.h[1], alone.h[:, -1])
@@ -33,8 +34,8 @@ def test_dropout_of_everything_shows_where_it_lies(backend: str) -> None:
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_without_a_projection_the_output_is_the_dropped_top_h(backend: str, layers: int) -> None:
-    model = redraw(MultiLayerLSTM(I, 64, layers, 0.25, output_dim=None, backend=backend, dtype=F64))
-    x = normal(3, 8, I, seed=1)
+    model = redraw(MultiLayerLSTM(I, 64, layers, 0.25, output_dim=None, backend=backend, dtype=dtype_of(backend)))
+    x = normal(3, 8, I, seed=1, dtype=dtype_of(backend))
     torch.manual_seed(0)
     trace = model.trace(x)
     torch.manual_seed(0)
@@ -53,15 +54,15 @@ def test_without_a_projection_the_output_is_the_dropped_top_h(backend: str, laye
 
 
 def test_between_layers_too_the_mask_is_fresh_for_every_element(backend: str) -> None:
-    model = redraw(MultiLayerLSTM(I, 64, 2, 0.25, backend=backend, dtype=F64))
+    model = redraw(MultiLayerLSTM(I, 64, 2, 0.25, backend=backend, dtype=dtype_of(backend)))
     seen: list[Tensor] = []
     model.layers[1].register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0]))
-    model(normal(3, 8, I, seed=1))
+    model(normal(3, 8, I, seed=1, dtype=dtype_of(backend)))
     assert len({tuple(mask.tolist()) for mask in (seen[0] != 0).flatten(0, 1)}) == 24
 
 
 def test_evaluation_has_no_dropout_and_training_has(backend: str) -> None:
-    model, x = new_model(backend, 2, dropout=0.5), stack_inputs()["x"]
+    model, x = new_model(backend, 2, dropout=0.5), stack_inputs(backend)["x"]
     calm = new_model(backend, 2)
     assert torch.equal(model.eval()(x)[0], calm(x)[0])
     assert not torch.equal(model.train()(x)[0], model.train()(x)[0])
