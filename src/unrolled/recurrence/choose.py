@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,8 +70,13 @@ _DESCRIPTIONS = {
 NAMES = (AUTO, *_DESCRIPTIONS)
 
 
-# A compiled graph holds the answer: a library does not come or go while it lives.
-_missing: Callable[[], str | None] = torch.compiler.assume_constant_result(native.missing)
+def _missing() -> str | None:
+    return native.missing()
+
+
+# A compiled graph holds the answer: a library does not come or go while it lives. This is what
+# torch.compiler.assume_constant_result does, which would load the whole compiler, and sympy, here.
+_missing.__dict__["_dynamo_marked_constant"] = True
 
 
 def _refusal(backend: str, call: Call) -> str | None:
