@@ -51,10 +51,11 @@ struct WeightGradientBlock {
     }
 };
 
-// Copies rows of one panel, 0 behind the last column, and adds them to `bias`.
+// Copies rows of one panel, 0 behind the last column, and adds the sum of them to `bias`.
 inline void pack_gradient(const UnrolledWeightGradient& call, int64_t block, int64_t row, int64_t count, float* to,
                           Vector (&bias)[kPanel]) {
     const int64_t column = block * kBlockColumns;
+    Vector sum[kPanel] = {zero(), zero(), zero(), zero()};
     for (int64_t k = 0; k < count; ++k) {
         const float* from = call.grad + (row + k) * call.grad_stride + column;
 #pragma GCC unroll 4
@@ -62,9 +63,10 @@ inline void pack_gradient(const UnrolledWeightGradient& call, int64_t block, int
             const int64_t left = call.columns - column - v * kLanes;
             const Vector values = left > 0 ? load_some(from + v * kLanes, left) : zero();
             store(to + k * kBlockColumns + v * kLanes, values);
-            bias[v] = bias[v] + values;
+            sum[v] = sum[v] + values;
         }
     }
+    for (int v = 0; v < kPanel; ++v) bias[v] = bias[v] + sum[v];
 }
 
 inline void weight_gradient(const void* given, int64_t, int64_t slot) {
