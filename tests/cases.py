@@ -99,13 +99,15 @@ def make(shape: Shape, seed: int = 0) -> Case:
     return Case(shape.name, floats, cotangents, ids, resets, lengths)
 
 
-def run(backend: str, case: Case, dtype: torch.dtype, outputs: tuple[str, ...] = OUTPUTS) -> dict[str, Tensor]:
+def run(
+    backend: str, case: Case, dtype: torch.dtype, outputs: tuple[str, ...] = OUTPUTS, *, strict: bool = False
+) -> dict[str, Tensor]:
     """Outputs and every gradient of a call, with the loss made of the named outputs and their cotangents."""
     floats = {name: value.to(dtype).requires_grad_() for name, value in case.floats.items()}
     arguments = dict(floats)
     x = arguments.pop("x", case.ids)
     assert x is not None
-    scanned = scan(x, **arguments, resets=case.resets, lengths=case.lengths, backend=backend)
+    scanned = scan(x, **arguments, resets=case.resets, lengths=case.lengths, backend=backend, strict=strict)
     results = {name: getattr(scanned, name) for name in OUTPUTS}
     loss = sum((results[name] * case.cotangents[name].to(dtype)).sum() for name in outputs)
     grads = torch.autograd.grad(loss, list(floats.values()), allow_unused=True)
