@@ -62,8 +62,6 @@ UNROLLED_INLINE Vector maximum(Vector a, Vector b) { return {_mm512_max_ps(a.val
 UNROLLED_INLINE Vector nearest(Vector x) {
     return {_mm512_roundscale_ps(x.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
 }
-// x * 2^n for whole n from -126 to 127.
-UNROLLED_INLINE Vector times_power_of_two(Vector x, Vector n) { return {_mm512_scalef_ps(x.value, n.value)}; }
 // 2^n for whole n from -127 to 128, given n + kExponentShift; 2^-127 is 0 and 2^128 infinity.
 UNROLLED_INLINE Vector power_of_two(Vector shifted) {
     return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(shifted.value), 23))};
@@ -119,10 +117,6 @@ UNROLLED_INLINE Vector minimum(Vector a, Vector b) { return {_mm256_min_ps(a.val
 UNROLLED_INLINE Vector maximum(Vector a, Vector b) { return {_mm256_max_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector nearest(Vector x) {
     return {_mm256_round_ps(x.value, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)};
-}
-UNROLLED_INLINE Vector times_power_of_two(Vector x, Vector n) {
-    const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(n.value), _mm256_set1_epi32(127));
-    return {_mm256_mul_ps(x.value, _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23)))};
 }
 UNROLLED_INLINE Vector power_of_two(Vector shifted) {
     return {_mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted.value), 23))};
@@ -207,16 +201,6 @@ UNROLLED_INLINE Vector nearest(Vector x) {
     const volatile float shift = 12582912.0f;
     const float s = shift;
     UNROLLED_LANES((x.value[k] + s) - s);
-}
-UNROLLED_INLINE Vector times_power_of_two(Vector x, Vector n) {
-    Vector result;
-    for (int k = 0; k < kLanes; ++k) {
-        const int32_t bits = (static_cast<int32_t>(n.value[k]) + 127) * (1 << 23);
-        float power;
-        std::memcpy(&power, &bits, sizeof power);
-        result.value[k] = x.value[k] * power;
-    }
-    return result;
 }
 UNROLLED_INLINE Vector power_of_two(Vector shifted) {
     uint32_t bits[kLanes];

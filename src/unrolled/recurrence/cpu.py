@@ -86,7 +86,7 @@ def _states(
     hidden = w_h.shape[0]
     h, c = kernels.empty((steps, rows, hidden)), kernels.empty((steps, rows, hidden))
     chunk = min(steps, max(1, _CHUNK_BYTES // max(1, 16 * rows * hidden)))
-    pre = torch.empty(chunk, rows, 4, hidden)
+    pre = kernels.kept("pre", chunk * rows * 4 * hidden)[: chunk * rows * 4 * hidden].view(chunk, rows, 4, hidden)
     inputs, scratch = products.Inputs(w_x, bias, strict=strict), None
     for start in range(0, steps, chunk):
         stop = min(steps, start + chunk)

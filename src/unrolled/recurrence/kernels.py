@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import c_char_p, c_int32, c_int64, c_void_p
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from . import native
 
+# Scratch up to this size stays with its thread from call to call: fresh memory costs more than what is done in it.
+_KEPT = 64 * 2**20
 # From this size on a fresh buffer asks for large pages: below it the allocator hands out memory that it has.
 _LARGE = 4 * 2**20
 
@@ -109,13 +112,13 @@ def forward(
     scratch: Tensor | None = None,
 ) -> Tensor:
     """Run `pre` [T, B, 4, H] through the recurrence into `out`: h [T, B, H], c [T, B, H] or [B, H] (the last step's),
-    gates [T, B, 4, H] or None. Returns the scratch, which a later call with the same `w_h` may be given again.
+    gates [T, B, 4, H] or None. Returns the scratch, which the next call, if it has the same `w_h`, may be given again.
     """
     steps, rows, _, hidden = pre.shape
     h, c, gates = out
     packed = scratch is not None
     if scratch is None:
-        scratch = empty((_library().unrolled_forward_scratch(hidden),))
+        scratch = kept("forward", _library().unrolled_forward_scratch(hidden))
     pre, w_h, h0, c0 = pre.contiguous(), w_h.contiguous(), state[0].contiguous(), state[1].contiguous()
     resets, lengths = _masks(masks, steps, rows)
     _expect(pre, (steps, rows, 4, hidden))
@@ -152,7 +155,7 @@ def backward(
     resets, lengths = _masks(masks, steps, rows)
     grad_pre = empty((steps, rows, 4, hidden))
     grad_h0, grad_c0 = empty((rows, hidden)), empty((rows, hidden))
-    scratch = empty((_library().unrolled_backward_scratch(hidden),))
+    scratch = kept("backward", _library().unrolled_backward_scratch(hidden))
     _expect(w_h, (hidden, 4, hidden))
     _expect(c, (steps, rows, hidden))
     _expect(c0, (rows, hidden))
@@ -170,17 +173,18 @@ def backward(
 def product(
     x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor | None = None, *, scratch: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """x [N, K] times w [K, M], plus bias [M], into `out` or a new tensor; and the scratch, to be given with the same w.
+    """x [N, K] times w [K, M], plus bias [M], into `out` or a new tensor; and the scratch, for a next product with w.
 
     Each sum runs over K in order, starting from the bias: a row's bits depend on nothing but that row.
     """
     x = x if x.stride(1) == 1 and x.stride(0) >= 0 else x.contiguous()
     w = w if 1 in w.stride() else w.contiguous()
+    _expect_floats(x, w, bias)
     rows, depth, columns = x.shape[0], x.shape[1], w.shape[1]
     out = empty((rows, columns)) if out is None else out
     packed = scratch is not None
     if scratch is None:
-        scratch = empty((_library().unrolled_product_scratch(depth, columns),))
+        scratch = kept("product", _library().unrolled_product_scratch(depth, columns))
     bias = None if bias is None else bias.contiguous()
     _expect(out, (rows, columns))
     if w.shape[0] != depth or (bias is not None and bias.shape != (columns,)):
@@ -197,12 +201,13 @@ def product(
 def weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """x^T grad [K, M] and the sum of grad [M], for x [N, K] and grad [N, M]; sums over N in order."""
     x, grad = (value if value.stride(1) == 1 and value.stride(0) >= 0 else value.contiguous() for value in (x, grad))
+    _expect_floats(x, grad)
     rows, depth, columns = x.shape[0], x.shape[1], grad.shape[1]
     if grad.shape[0] != rows:
         raise ValueError(f"x {list(x.shape)} and grad {list(grad.shape)} differ in rows")
     grad_w, grad_bias = empty((depth, columns)), empty((columns,))
     run = _run()
-    scratch = empty((_library().unrolled_weight_gradient_scratch(run.threads),))
+    scratch = kept("weight_gradient", _library().unrolled_weight_gradient_scratch(run.threads))
     call = _WeightGradient(
         *(rows, depth, columns, x.data_ptr(), grad.data_ptr(), x.stride(0), grad.stride(0)),
         *_addresses(grad_w, grad_bias, scratch),
@@ -210,6 +215,24 @@ def weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     )
     _check(_library().unrolled_weight_gradient(ctypes.byref(run), ctypes.byref(call)))
     return grad_w, grad_bias
+
+
+class _Kept(threading.local):
+    def __init__(self) -> None:
+        self.blocks: dict[str, Tensor] = {}
+
+
+_kept = _Kept()
+
+
+def kept(name: str, floats: int) -> Tensor:
+    """Uninitialised memory of at least this size, this thread's own until it asks for the same name again."""
+    block = _kept.blocks.get(name)
+    if block is None or block.numel() < floats:
+        block = empty((floats,))
+        if block.nbytes <= _KEPT:
+            _kept.blocks[name] = block
+    return block
 
 
 def empty(shape: tuple[int, ...]) -> Tensor:
@@ -265,6 +288,12 @@ def _expect(value: Tensor, shape: tuple[int, ...]) -> None:
             f"a kernel got {list(value.shape)} {value.dtype} on {value.device}, expected contiguous float32 "
             f"{list(shape)} on the CPU"
         )
+
+
+def _expect_floats(*values: Tensor | None) -> None:
+    for value in values:
+        if value is not None and (value.dtype != torch.float32 or not value.is_cpu):
+            raise ValueError(f"a kernel got {value.dtype} on {value.device}, expected float32 on the CPU")
 
 
 def _masks(masks: tuple[Tensor | None, Tensor | None], steps: int, rows: int) -> tuple[Tensor | None, Tensor | None]:
