@@ -1,7 +1,7 @@
 """The large products around a recurrence: torch's, or the native library's own.
 
 The own ones sum each output in one fixed order, whatever rows it is computed with; and on x86 processors that MKL was
-not made for they are also the faster ones. Transforms and compiled graphs always take torch's.
+not made for they are also the faster ones. Under `torch.func` and in compiled graphs only strict mode takes them.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ def _faster(*values: Tensor) -> bool:
         all(value.dtype == torch.float32 and value.is_cpu for value in values)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
+        # torch has no public name for this; a test holds it to its meaning.
+        and not torch._C._are_functorch_transforms_active()
         and kernels.prefers_own_products()
     )
 
