@@ -7,6 +7,7 @@ and silently wrong at the next, and shapes prove nothing.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from paths import assert_equal, counted
 from torch import Tensor
 from torch.autograd import forward_ad, gradcheck, gradgradcheck
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
+from worlds import KERNELS, dtype_of
 
 from unrolled import BackendUnavailable
 from unrolled.recurrence import reference, scan
@@ -31,14 +33,18 @@ MASKED = [
     Shape(3, 3, 2, 2, ("ids", "resets", "lengths")),
 ]
 masked = pytest.mark.parametrize("shape", MASKED, ids=lambda s: s.name)
+kernels = pytest.mark.parametrize("kernel", KERNELS)
 plain_and_all_masks = pytest.mark.parametrize("shape", [MASKED[0], MASKED[3]], ids=lambda s: s.name)
 
 
-def case_of(shape: Shape) -> Case:
+def case_of(shape: Shape, dtype: torch.dtype = F64) -> Case:
     case = make(shape, seed=1)
     assert case.resets is None or (case.resets.any() and not case.resets.all())
     assert case.lengths is None or {0, shape.steps} <= set(case.lengths.tolist())
-    return case
+    floats, cotangents = (
+        {name: value.to(dtype) for name, value in values.items()} for values in (case.floats, case.cotangents)
+    )
+    return replace(case, floats=floats, cotangents=cotangents)
 
 
 def of_floats(case: Case, backend: str) -> Callable[..., tuple[Tensor, ...]]:
@@ -67,7 +73,7 @@ def narrow(case: Case) -> tuple[list[Tensor], tuple[Tensor | None, Tensor | None
     return [value.clone().requires_grad_() for value in floats], masks
 
 
-# Finite differences
+# Finite differences, which need float64
 
 
 @masked
@@ -125,6 +131,27 @@ def test_gradcheck_of_the_registered_backward_operator(shape: Shape, missing: tu
     assert gradcheck(operator, values, check_batched_grad=True)
 
 
+@plain_and_all_masks
+@kernels
+def test_the_registered_operator_equals_the_reference_at_two_orders_and_batched(kernel: str, shape: Shape) -> None:
+    case = case_of(shape, dtype_of(kernel))
+    cotangents = [
+        torch.randn(5, *case.cotangents[name].transpose(0, 1).shape, dtype=dtype_of(kernel)) for name in OUTPUTS
+    ]
+
+    def orders(operator: Callable[..., Any]) -> list[tuple[Tensor, ...]]:
+        floats, masks = narrow(case)
+        outputs = operator(*floats, *masks)
+        batched = torch.autograd.grad(outputs, floats, cotangents, is_grads_batched=True, retain_graph=True)
+        first = torch.autograd.grad(outputs, floats, [value[0] for value in cotangents], create_graph=True)
+        return [batched, first, torch.autograd.grad(sum(value.pow(3).sum() for value in first), floats)]
+
+    with counted() as ran:
+        ours = orders(getattr(torch.ops.unrolled, kernel).default)
+    assert (ran[kernel], ran["reference.scan"]) == (1, 0)
+    assert_equal(ours, orders(reference.scan))
+
+
 # Higher orders
 
 
@@ -148,7 +175,7 @@ def autograd_jacobian_forward_mode(loss: Callable[[Tensor], Tensor], value: Tens
 
 KERNEL_ORDERS: dict[str, Callable[..., Any]] = {
     "grad": lambda loss, v: grad(loss)(v),
-    "vjp": lambda loss, v: vjp(loss, v)[1](torch.tensor(0.7, dtype=F64))[0],
+    "vjp": lambda loss, v: vjp(loss, v)[1](torch.tensor(0.7, dtype=v.dtype))[0],
     "jacrev(jacrev)": lambda loss, v: jacrev(jacrev(loss))(v),
     "grad(grad)": lambda loss, v: grad(lambda u: grad(loss)(u).pow(2).sum())(v),
     "autograd hessian": lambda loss, v: torch.autograd.functional.hessian(loss, v),
@@ -156,6 +183,8 @@ KERNEL_ORDERS: dict[str, Callable[..., Any]] = {
     "third order by autograd": third_order_by_autograd,
     "third order by torch.func": third_order_by_func,
 }
+# What torch.func transforms takes torch's products, whose derivatives torch knows at every level.
+BY_FUNC = {"grad", "vjp", "jacrev(jacrev)", "grad(grad)", "third order by torch.func"}
 FORWARD_ORDERS: dict[str, Callable[..., Any]] = {
     "jvp": lambda loss, v: jvp(loss, (v,), (v.cos(),)),
     "jacfwd": lambda loss, v: jacfwd(loss)(v),
@@ -186,12 +215,18 @@ in_each = pytest.mark.parametrize(("shape", "name"), IN, ids=[f"{name}-{shape.na
 
 @in_each
 @pytest.mark.parametrize("order", KERNEL_ORDERS)
-def test_reverse_orders_equal_the_reference_and_run_the_kernel(shape: Shape, name: str, order: str) -> None:
-    case, value = case_of(shape), case_of(shape).floats[name]
+@kernels
+def test_reverse_orders_equal_the_reference_and_run_the_kernel(
+    kernel: str, shape: Shape, name: str, order: str
+) -> None:
+    case = case_of(shape, dtype_of(kernel))
+    value = case.floats[name]
     with counted() as ran:
         ours = KERNEL_ORDERS[order](loss_in(case, "auto", name), value)
-    assert ran["portable"] == 1
-    assert ran["portable_backward"] >= 1
+    assert ran[kernel] == 1
+    if order in BY_FUNC:
+        assert ran["product"] == ran["weight_gradient"] == 0
+    assert ran[f"{kernel}_backward"] >= 1
     assert ran["reference.scan"] == 0
     assert (ran["reference.scan_backward"] == 0) == (order in ("grad", "vjp"))
     assert_equal(ours, KERNEL_ORDERS[order](loss_in(case, "reference", name), value))
@@ -199,14 +234,16 @@ def test_reverse_orders_equal_the_reference_and_run_the_kernel(shape: Shape, nam
 
 @in_each
 @pytest.mark.parametrize("order", FORWARD_ORDERS)
-def test_forward_orders_equal_the_reference_and_run_it(shape: Shape, name: str, order: str) -> None:
-    case, value = case_of(shape), case_of(shape).floats[name]
+@kernels
+def test_forward_orders_equal_the_reference_and_run_it(kernel: str, shape: Shape, name: str, order: str) -> None:
+    case = case_of(shape, dtype_of(kernel))
+    value = case.floats[name]
     with counted() as ran:
         ours = FORWARD_ORDERS[order](loss_in(case, "auto", name), value)
-    assert ran["portable"] == ran["portable_backward"] == 0
+    assert set(ran) <= {"reference.scan", "reference.scan_backward", "checked_range"}
     assert ran["reference.scan"] == 1
     # Against the gradient of gradients: agreeing with itself would show nothing here.
-    loss = loss_in(case, "portable", name)
+    loss = loss_in(case, kernel, name)
     expected = {
         "jvp": lambda: (loss(value), (grad(loss)(value) * value.cos()).sum()),
         "jacfwd": lambda: grad(loss)(value),
@@ -226,8 +263,9 @@ def third_directional(loss: Callable[[Tensor], Tensor], value: Tensor) -> Tensor
 
 
 @pytest.mark.filterwarnings("ignore:Attempted to insert a get_attr Node")  # torch.func.linearize's own
-def test_linearize_equals_jvp() -> None:
-    case = case_of(MASKED[3])
+@kernels
+def test_linearize_equals_jvp(kernel: str) -> None:
+    case = case_of(MASKED[3], dtype_of(kernel))
     loss, x = loss_in(case, "auto", "x"), case.floats["x"]
     value, tangent_of = torch.func.linearize(loss, x)
     assert_equal((value, tangent_of(x.cos())), jvp(loss_in(case, "reference", "x"), (x,), (x.cos(),)))
@@ -247,14 +285,16 @@ def in_a_dual_level(loss: Callable[[Tensor], Tensor], x: Tensor) -> None:
     ],
     ids=["dual level", "jvp", "jacfwd of vmap"],
 )
-def test_portable_refuses_forward_mode_and_names_the_reference(forward_mode: Callable[..., Any]) -> None:
-    case = case_of(MASKED[0])
-    with pytest.raises(BackendUnavailable, match=r"portable +cannot run .*forward.mode(.|\n)*reference +runs this"):
-        forward_mode(loss_in(case, "portable", "x"), case.floats["x"])
+@kernels
+def test_a_kernel_refuses_forward_mode_and_names_the_reference(kernel: str, forward_mode: Callable[..., Any]) -> None:
+    case = case_of(MASKED[0], dtype_of(kernel))
+    with pytest.raises(BackendUnavailable, match=rf"{kernel} +cannot run .*forward.mode(.|\n)*reference +runs this"):
+        forward_mode(loss_in(case, kernel, "x"), case.floats["x"])
 
 
-def test_a_tangent_that_reaches_the_kernels_graph_is_an_error_not_a_silent_zero() -> None:
-    case = case_of(MASKED[0])
+@kernels
+def test_a_tangent_that_reaches_the_kernels_graph_is_an_error_not_a_silent_zero(kernel: str) -> None:
+    case = case_of(MASKED[0], dtype_of(kernel))
     values = leaves(case)
     h, _, _ = of_floats(case, "auto")(*values)
     with forward_ad.dual_level():

@@ -10,34 +10,35 @@ import torch
 from paths import assert_equal, counted
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jacrev, jvp, stack_module_state, vmap
+from worlds import KERNELS, dtype_of
 
 from unrolled import LSTMLayer, LSTMState, MultiLayerLSTM
 
-F64 = torch.float64
 LAYERS, SAMPLES, MEMBERS = 2, 4, 3
+kernels = pytest.mark.parametrize("kernel", KERNELS)
 
 
 class Batches:
     """A stack, an ensemble of it, and several batches of inputs with masks and states."""
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, dtype: torch.dtype) -> None:
         torch.manual_seed(3)
         rows, steps, width, hidden = 3, 4, 3, 2
-        models = [MultiLayerLSTM(width, hidden, LAYERS, dtype=F64) for _ in range(MEMBERS)]
+        models = [MultiLayerLSTM(width, hidden, LAYERS, dtype=dtype) for _ in range(MEMBERS)]
         with torch.no_grad():
             for bias in (p for model in models for name, p in model.named_parameters() if "b_" in name):
                 bias.normal_()
         self.model = models[0]
         self.params = {name: value.detach() for name, value in self.model.named_parameters()}
         self.ensemble = {name: value.detach() for name, value in stack_module_state(models)[0].items()}
-        self.x = torch.randn(SAMPLES, rows, steps, width, dtype=F64)
+        self.x = torch.randn(SAMPLES, rows, steps, width, dtype=dtype)
         if kind == "ids":
             self.x = torch.randint(width, (SAMPLES, rows, steps))
         self.resets = torch.rand(SAMPLES, rows, steps) < 0.3
         self.lengths = torch.randint(steps + 1, (SAMPLES, rows))
         self.lengths[0] = torch.tensor([0, steps, 2])
-        self.h = torch.randn(SAMPLES, LAYERS, rows, hidden, dtype=F64).tanh()
-        self.c = torch.randn(SAMPLES, LAYERS, rows, hidden, dtype=F64)
+        self.h = torch.randn(SAMPLES, LAYERS, rows, hidden, dtype=dtype).tanh()
+        self.c = torch.randn(SAMPLES, LAYERS, rows, hidden, dtype=dtype)
 
     @property
     def all(self) -> tuple[Tensor, ...]:
@@ -113,22 +114,25 @@ MAPPED: dict[str, tuple[Callable[[Batches], Any], int, int]] = {
 
 @pytest.mark.parametrize("kind", ["floats", "ids"])
 @pytest.mark.parametrize("name", MAPPED)
-def test_mapped_stack_equals_the_reference_and_runs_the_kernel_no_more_than_it_must(name: str, kind: str) -> None:
+@kernels
+def test_mapped_stack_equals_the_reference_and_runs_the_kernel_no_more_than_it_must(
+    kernel: str, name: str, kind: str
+) -> None:
     transform, forwards, backwards = MAPPED[name]
-    batches = Batches(kind)
+    batches = Batches(kind, dtype_of(kernel))
     with counted() as ran:
         ours = transform(batches)
-    assert (ran["portable"], ran["portable_backward"]) == (forwards * LAYERS, backwards * LAYERS)
+    assert (ran[kernel], ran[f"{kernel}_backward"]) == (forwards * LAYERS, backwards * LAYERS)
     assert (ran["reference.scan"] == 0) == (forwards > 0)
+    assert ran["product"] == ran["weight_gradient"] == 0
     batches.model.backend = "reference"
     assert_equal(ours, transform(batches))
 
 
-@pytest.mark.parametrize(
-    ("name", "kernels"), [("hessian", 0), ("jacrev(jacrev)", LAYERS), ("jvp", 0), ("jvp(grad)", 0)]
-)
-def test_mapped_orders_in_x(name: str, kernels: int) -> None:
-    batches = Batches("floats")
+@pytest.mark.parametrize(("name", "calls"), [("hessian", 0), ("jacrev(jacrev)", LAYERS), ("jvp", 0), ("jvp(grad)", 0)])
+@kernels
+def test_mapped_orders_in_x(kernel: str, name: str, calls: int) -> None:
+    batches = Batches("floats", dtype_of(kernel))
     orders = {
         "hessian": hessian,
         "jacrev(jacrev)": lambda f: jacrev(jacrev(f)),
@@ -141,13 +145,29 @@ def test_mapped_orders_in_x(name: str, kernels: int) -> None:
 
     with counted() as ran:
         ours = transform()
-    assert ran["portable"] == kernels
+    assert ran[kernel] == calls
     batches.model.backend = "reference"
     assert_equal(ours, transform())
 
 
-def test_vmap_over_other_axes_and_in_chunks() -> None:
-    b = Batches("floats")
+@pytest.mark.parametrize("kind", ["floats", "ids"])
+@pytest.mark.parametrize("name", [name for name, (_, _, backwards) in MAPPED.items() if not backwards])
+@kernels
+def test_without_gradients_mapping_gives_the_same(kernel: str, name: str, kind: str) -> None:
+    """There the native kernel takes another operator, which stores less."""
+    transform, forwards, _ = MAPPED[name]
+    batches = Batches(kind, dtype_of(kernel))
+    with torch.no_grad(), counted() as ran:
+        ours = transform(batches)
+    assert ran["states" if kernel == "cpu" else kernel] == forwards * LAYERS
+    batches.model.backend = "reference"
+    with torch.no_grad():
+        assert_equal(ours, transform(batches))
+
+
+@kernels
+def test_vmap_over_other_axes_and_in_chunks(kernel: str) -> None:
+    b = Batches("floats", dtype_of(kernel))
     expected = vmap(grad(b.loss), (None, *EACH))(b.params, *b.all)
     moved = (b.x.movedim(0, 3), b.resets.movedim(0, 2), b.lengths.t(), b.h.movedim(0, 1), b.c.movedim(0, 3))
     assert_equal(vmap(grad(b.loss), (None, 3, 2, 1, 1, 3))(b.params, *moved), expected)
@@ -156,15 +176,17 @@ def test_vmap_over_other_axes_and_in_chunks() -> None:
     assert_equal(vmap(b.outputs, (None, *EACH), out_dims=(3, 1, 2))(b.params, *b.all)[0], outputs[0].movedim(0, 3))
 
 
-def test_vmap_of_a_trace_maps_the_gates() -> None:
-    layer, x = LSTMLayer(3, 2, dtype=F64), torch.randn(4, 2, 5, 3, dtype=F64)
+@kernels
+def test_vmap_of_a_trace_maps_the_gates(kernel: str) -> None:
+    layer, x = LSTMLayer(3, 2, dtype=dtype_of(kernel)), torch.randn(4, 2, 5, 3, dtype=dtype_of(kernel))
     mapped = vmap(lambda x: [getattr(layer.trace(x), name) for name in "hcifgo"])(x)
     whole = layer.trace(x.flatten(0, 1))
     assert_equal(mapped, [getattr(whole, name).unflatten(0, (4, 2)) for name in "hcifgo"])
 
 
-def test_ranges_are_checked_under_vmap() -> None:
-    batches = Batches("ids")
+@kernels
+def test_ranges_are_checked_under_vmap(kernel: str) -> None:
+    batches = Batches("ids", dtype_of(kernel))
     x, lengths = batches.x.clone(), batches.lengths.clone()
     x[2, 1, 0], lengths[2, 1] = 3, 5
     mapped = vmap(batches.outputs, (None, *EACH))
