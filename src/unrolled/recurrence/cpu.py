@@ -85,7 +85,7 @@ def _states(
     rows, steps = x.shape[:2]
     hidden = w_h.shape[0]
     h, c = kernels.empty((steps, rows, hidden)), kernels.empty((steps, rows, hidden))
-    chunk = min(steps, max(1, _CHUNK_BYTES // max(1, 16 * rows * hidden)))
+    chunk = max(1, min(steps, _CHUNK_BYTES // max(1, 16 * rows * hidden)))
     pre = kernels.kept("pre", chunk * rows * 4 * hidden)[: chunk * rows * 4 * hidden].view(chunk, rows, 4, hidden)
     inputs, scratch = products.Inputs(w_x, bias, strict=strict), None
     for start in range(0, steps, chunk):
