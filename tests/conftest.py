@@ -12,6 +12,9 @@ import hypothesis
 import pytest
 import torch
 
+from unrolled.recurrence import kernels
+from unrolled.recurrence.memory import Pool
+
 # The tensors of tests are small: a second thread gains nothing, and where the machine has other work, threads that wait
 # for each other take a hundred times as long. The variable tells the interpreters that tests start.
 torch.set_num_threads(1)
@@ -71,3 +74,6 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
     for name in ("new_empty", "new_empty_strided"):
         monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
+    # Memory that is taken again is not fresh, but as unknown.
+    monkeypatch.setattr(Pool, "empty", poisoned(Pool.empty))
+    monkeypatch.setattr(kernels, "kept", poisoned(kernels.kept))

@@ -26,6 +26,7 @@ OF_THE_LAYERS = {
     "unrolled.recurrence.choose",
     "unrolled.recurrence.cpu",
     "unrolled.recurrence.kernels",
+    "unrolled.recurrence.memory",
     "unrolled.recurrence.native",
     "unrolled.recurrence.portable",
     "unrolled.recurrence.precision",

@@ -17,11 +17,10 @@ import torch
 from torch import Tensor
 
 from . import native
+from .memory import LIMIT, Pool
 
 # Scratch up to this size stays with its thread from call to call: fresh memory costs more than what is done in it.
 _KEPT = 64 * 2**20
-# From this size on a fresh buffer asks for large pages: below it the allocator hands out memory that it has.
-_LARGE = 4 * 2**20
 
 
 class _Run(ctypes.Structure):
@@ -236,11 +235,14 @@ def kept(name: str, floats: int) -> Tensor:
 
 
 def empty(shape: tuple[int, ...]) -> Tensor:
-    """Uninitialised float32 memory; where it is large, on large pages, whose first touch costs a fifth."""
-    memory = torch.empty(shape, dtype=torch.float32, device="cpu")
-    if memory.nbytes >= _LARGE:
-        _library().unrolled_advise_large_pages(c_void_p(memory.data_ptr()), c_int64(memory.nbytes))
-    return memory
+    """Uninitialised float32 memory on the CPU; where it is large, memory that an earlier result has had."""
+    return _pool().empty(shape)
+
+
+@functools.cache
+def _pool() -> Pool:
+    advise = _library().unrolled_advise_large_pages
+    return Pool(LIMIT, lambda address, size: advise(c_void_p(address), c_int64(size)))
 
 
 @functools.cache

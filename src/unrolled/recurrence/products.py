@@ -1,7 +1,7 @@
-"""The large products around a recurrence: torch's, or the native library's own.
+"""The large products around a recurrence, by MKL or by the native library, into memory that is taken again.
 
-The own ones sum each output in one fixed order, whatever rows it is computed with; and on x86 processors that MKL was
-not made for they are also the faster ones. Under `torch.func` and in compiled graphs only strict mode takes them.
+The library's own sum each output in one fixed order, whatever rows it is computed with; and on x86 processors that MKL
+was not made for they are also the faster ones. Under `torch.func` and in compiled graphs only strict mode takes them.
 """
 
 from __future__ import annotations
@@ -15,25 +15,26 @@ from torch import Tensor
 from . import kernels
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
-_LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias) -> Tensor")
+_LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias, bool strict=False) -> Tensor")
 _LIBRARY.define("weight_gradient(Tensor x, Tensor grad) -> (Tensor, Tensor)")
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor, *, native: bool, strict: bool = False) -> Tensor:
     """x [N, K] times w [K, M], plus bias [M].
 
-    `native`: the native library is there, and its product may be taken; `strict`: it must be.
+    `native`: the native library is there, and the operators below may be taken; `strict`: they must be, with its own
+    product.
     """
-    if strict or (native and _faster(x, w)):
+    if strict or (native and _plain_call(x, w)):
         run: Callable[..., Tensor] = torch.ops.unrolled.product if torch.compiler.is_compiling() else _Product.apply
-        product: Tensor = run(x, w, bias)
+        product: Tensor = run(x, w, bias, strict)
         return product
     return torch.addmm(bias, x, w)
 
 
 def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
     """x^T grad, [K, M], for x [N, K] and grad [N, M]."""
-    if _faster(x, grad) and not torch.is_grad_enabled():
+    if _plain_call(x, grad) and not torch.is_grad_enabled():
         gradient: Tensor = torch.ops.unrolled.weight_gradient(x, grad)[0]
         return gradient
     return x.mT @ grad
@@ -69,21 +70,21 @@ class Inputs:
         return self._w if self._table is None else self._table
 
 
-def _faster(*values: Tensor) -> bool:
+def _plain_call(*values: Tensor) -> bool:
+    """Whether nothing but this call has a say in the product: no transform, no compiler, no autocast."""
     return (
         all(value.dtype == torch.float32 and value.is_cpu for value in values)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
         # torch has no public name for this; a test holds it to its meaning.
         and not torch._C._are_functorch_transforms_active()
-        and kernels.prefers_own_products()
     )
 
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
-        out: Tensor = torch.ops.unrolled.product(x, w, bias)
+    def forward(x: Tensor, w: Tensor, bias: Tensor, strict: bool) -> Tensor:
+        out: Tensor = torch.ops.unrolled.product(x, w, bias, strict)
         return out
 
     @staticmethod
@@ -91,28 +92,30 @@ class _Product(torch.autograd.Function):
         ctx.save_for_backward(*inputs[:2])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, w = ctx.saved_tensors
-        for_x, for_w, for_bias = ctx.needs_input_grad
+        for_x, for_w, for_bias, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, grad)
         grad_x = torch.ops.unrolled.product(grad, w.mT, None) if for_x else None
         grad_w, grad_bias = torch.ops.unrolled.weight_gradient(x, grad) if for_w or for_bias else (None, None)
-        return grad_x, grad_w, grad_bias
+        return grad_x, grad_w, grad_bias, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _map_product(info, in_dims, *args)
 
 
-def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """In torch's own operations, which know their derivatives: where a graph is made of the backward pass itself."""
     x, w = ctx.saved_tensors
-    for_x, for_w, for_bias = ctx.needs_input_grad
-    return grad @ w.mT if for_x else None, x.mT @ grad if for_w else None, grad.sum(0) if for_bias else None
+    for_x, for_w, for_bias, _ = ctx.needs_input_grad
+    return grad @ w.mT if for_x else None, x.mT @ grad if for_w else None, grad.sum(0) if for_bias else None, None
 
 
-def _map_product(info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, bias: Tensor | None) -> Any:
+def _map_product(
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, bias: Tensor | None, strict: bool = False
+) -> Any:
     x, w = (value if dim is None else value.movedim(dim, 0) for value, dim in zip((x, w), in_dims[:2], strict=True))
     out = x @ w
     if bias is not None:
@@ -128,13 +131,24 @@ def _map_weight_gradient(info: Any, in_dims: tuple[int | None, ...], x: Tensor, 
     return (grad_w, grad_bias), (0, 0)
 
 
-def _product(x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
-    return kernels.product(x, w, bias)[0]
+def _product(x: Tensor, w: Tensor, bias: Tensor | None, strict: bool = False) -> Tensor:
+    if strict or kernels.prefers_own_products():
+        return kernels.product(x, w, bias)[0]
+    out = kernels.empty((x.shape[0], w.shape[1]))
+    return torch.mm(x, w, out=out) if bias is None else torch.addmm(bias, x, w, out=out)
+
+
+def _weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+    if kernels.prefers_own_products():
+        return kernels.weight_gradient(x, grad)
+    return torch.mm(x.t(), grad, out=kernels.empty((x.shape[1], grad.shape[1]))), grad.sum(0)
 
 
 _LIBRARY.impl("product", _product, "CompositeExplicitAutograd")
-_LIBRARY.impl("weight_gradient", kernels.weight_gradient, "CompositeExplicitAutograd")
-torch.library.register_fake("unrolled::product", lambda x, w, bias: x.new_empty(x.shape[0], w.shape[1]), lib=_LIBRARY)
+_LIBRARY.impl("weight_gradient", _weight_gradient, "CompositeExplicitAutograd")
+torch.library.register_fake(
+    "unrolled::product", lambda x, w, bias, strict=False: x.new_empty(x.shape[0], w.shape[1]), lib=_LIBRARY
+)
 torch.library.register_fake(
     "unrolled::weight_gradient",
     lambda x, grad: (x.new_empty(x.shape[1], grad.shape[1]), x.new_empty(grad.shape[1])),
