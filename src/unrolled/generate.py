@@ -133,7 +133,7 @@ def _check_finite(largest: Tensor) -> None:
 
 def _on_the_cpu(logits: Tensor) -> Tensor:
     """In float64 on the CPU whatever the model runs in: the draw is the same on every device."""
-    return logits.to("cpu").to(torch.float64)
+    return logits.to("cpu", torch.float64)
 
 
 def _pieces(
