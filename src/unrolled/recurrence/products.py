@@ -15,7 +15,7 @@ from torch import Tensor
 from . import kernels
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
-_LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias, bool strict=False) -> Tensor")
+_LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias, bool strict) -> Tensor")
 _LIBRARY.define("weight_gradient(Tensor x, Tensor grad) -> (Tensor, Tensor)")
 
 
@@ -97,7 +97,7 @@ class _Product(torch.autograd.Function):
         for_x, for_w, for_bias, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, grad)
-        grad_x = torch.ops.unrolled.product(grad, w.mT, None) if for_x else None
+        grad_x = torch.ops.unrolled.product(grad, w.mT, None, False) if for_x else None
         grad_w, grad_bias = torch.ops.unrolled.weight_gradient(x, grad) if for_w or for_bias else (None, None)
         return grad_x, grad_w, grad_bias, None
 
@@ -114,7 +114,7 @@ def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...
 
 
 def _map_product(
-    info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, bias: Tensor | None, strict: bool = False
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, w: Tensor, bias: Tensor | None, strict: bool
 ) -> Any:
     x, w = (value if dim is None else value.movedim(dim, 0) for value, dim in zip((x, w), in_dims[:2], strict=True))
     out = x @ w
@@ -131,7 +131,7 @@ def _map_weight_gradient(info: Any, in_dims: tuple[int | None, ...], x: Tensor, 
     return (grad_w, grad_bias), (0, 0)
 
 
-def _product(x: Tensor, w: Tensor, bias: Tensor | None, strict: bool = False) -> Tensor:
+def _product(x: Tensor, w: Tensor, bias: Tensor | None, strict: bool) -> Tensor:
     if strict or kernels.prefers_own_products():
         return kernels.product(x, w, bias)[0]
     out = kernels.empty((x.shape[0], w.shape[1]))
@@ -147,7 +147,7 @@ def _weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
 _LIBRARY.impl("product", _product, "CompositeExplicitAutograd")
 _LIBRARY.impl("weight_gradient", _weight_gradient, "CompositeExplicitAutograd")
 torch.library.register_fake(
-    "unrolled::product", lambda x, w, bias, strict=False: x.new_empty(x.shape[0], w.shape[1]), lib=_LIBRARY
+    "unrolled::product", lambda x, w, bias, strict: x.new_empty(x.shape[0], w.shape[1]), lib=_LIBRARY
 )
 torch.library.register_fake(
     "unrolled::weight_gradient",
