@@ -228,7 +228,8 @@ def kept(name: str, floats: int) -> Tensor:
     """Uninitialised memory of at least this size, this thread's own until it asks for the same name again."""
     block = _kept.blocks.get(name)
     if block is None or block.numel() < floats:
-        block = empty((floats,))
+        with torch.inference_mode(False):  # what is made in that mode could not be written outside it
+            block = empty((floats,))
         if block.nbytes <= _KEPT:
             _kept.blocks[name] = block
     return block
