@@ -17,10 +17,12 @@ from torch.autograd import forward_ad
 from torch.func import grad, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._pytree import tree_leaves
+from worlds import KERNELS, dtype_of, needs_library
 
 from unrolled import LSTMLayer, LSTMState, MultiLayerLSTM
 
-F64 = torch.float64
+F32, F64 = torch.float32, torch.float64
+kernels = pytest.mark.parametrize("kernel", KERNELS)
 # No batch or time below equals one of these: torch takes sizes that are equal in the first call for the same size.
 WIDTH, HIDDEN, LAYERS = 11, 13, 2
 SIZES = ((3, 5), (4, 7), (2, 300), (6, 3))
@@ -60,17 +62,18 @@ class Recorder:
         return compiler
 
 
-def new_stack(**options: Any) -> MultiLayerLSTM:
+def new_stack(kernel: str, **options: Any) -> MultiLayerLSTM:
+    """That "auto" runs on the kernel."""
     torch.manual_seed(7)
-    return MultiLayerLSTM(WIDTH, HIDDEN, **{"num_layers": LAYERS, "dtype": F64, **options})
+    return MultiLayerLSTM(WIDTH, HIDDEN, **{"num_layers": LAYERS, "dtype": dtype_of(kernel), **options})
 
 
-def batch(kind: str, rows: int, steps: int, layers: int = LAYERS) -> dict[str, Any]:
+def batch(kernel: str, kind: str, rows: int, steps: int, layers: int = LAYERS) -> dict[str, Any]:
     """x, a state that requires gradients, resets and lengths (0 and full among them)."""
     generator = torch.Generator().manual_seed(100 * rows + steps)
 
     def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=F64).requires_grad_()
+        return torch.randn(size, generator=generator, dtype=F64).to(dtype_of(kernel)).requires_grad_()
 
     ids = torch.randint(WIDTH, (rows, steps), generator=generator)
     lengths = torch.randint(steps + 1, (rows,), generator=generator)
@@ -92,13 +95,14 @@ def train(model: MultiLayerLSTM, call: Callable[..., Any], inputs: dict[str, Any
 
 
 def assert_same(ours: list[Tensor | None], eager: list[Tensor | None], rtol: float = 1e-12) -> None:
-    """Equal to some hundred roundings of float64: compilers may reorder sums."""
+    """Equal to some hundred roundings: compilers may reorder sums, and eager calls take native products."""
     assert len(ours) == len(eager)
     for value, exact in zip(ours, eager, strict=True):
         if exact is None:
             assert value is None
         else:
             scale = float(exact.detach().abs().max()) if exact.numel() else 0.0
+            rtol = 2e-5 if exact.dtype == F32 else rtol
             torch.testing.assert_close(value, exact, rtol=rtol, atol=rtol * scale)
 
 
@@ -115,42 +119,48 @@ def assert_same(ours: list[Tensor | None], eager: list[Tensor | None], rtol: flo
     ],
     ids=["floats-dynamic", "ids-dynamic", "floats-automatic", "ids-static"],
 )
+@kernels
 def test_training_equals_eager_at_every_size_without_compiling_at_every_size(
-    kind: str, layers: int, dynamic: bool | None, sizes: tuple[tuple[int, int], ...], graphs: int
+    kernel: str, kind: str, layers: int, dynamic: bool | None, sizes: tuple[tuple[int, int], ...], graphs: int
 ) -> None:
-    model, recorder = new_stack(num_layers=layers), Recorder()
+    model, recorder = new_stack(kernel, num_layers=layers), Recorder()
     compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=dynamic)
     for rows, steps in sizes:
-        inputs = batch(kind, rows, steps, layers=layers)
+        inputs = batch(kernel, kind, rows, steps, layers=layers)
         assert_same(train(model, compiled, inputs), train(model, model, inputs))
     assert len(recorder.forwards) == len(recorder.backwards) == graphs
     for forward, backward in zip(recorder.forwards, recorder.backwards, strict=True):
-        assert forward.count("unrolled.portable.default") == layers
-        assert backward.count("unrolled.portable_backward.default") == layers
+        assert forward.count(f"unrolled.{kernel}.default") == layers
+        assert backward.count(f"unrolled.{kernel}_backward.default") == layers
         assert forward.count("unrolled.checked_range.default") == layers + (kind == "ids")
 
 
-def test_calls_without_masks_and_state_share_one_graph_too() -> None:
-    model, recorder = new_stack(num_layers=1), Recorder()
+@kernels
+def test_calls_without_masks_and_state_share_one_graph_too(kernel: str) -> None:
+    model, recorder = new_stack(kernel, num_layers=1), Recorder()
     compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=True)
     for rows, steps in ((3, 4), (5, 6), (4, 9), (2, 33)):
-        inputs = {"x": batch("floats", rows, steps)["x"]}
+        inputs = {"x": batch(kernel, "floats", rows, steps)["x"]}
         assert_same(train(model, compiled, inputs), train(model, model, inputs))
     assert len(recorder.forwards) == len(recorder.backwards) == 1
 
 
 @pytest.mark.parametrize(("rows", "steps"), [(1, 1), (1, 6), (4, 1), (3, 2), (0, 5), (3, 0)])
-def test_smallest_sizes_equal_eager(rows: int, steps: int) -> None:
-    model, inputs = new_stack(num_layers=1), batch("floats", rows, steps, layers=1)
+@kernels
+def test_smallest_sizes_equal_eager(kernel: str, rows: int, steps: int) -> None:
+    model, inputs = new_stack(kernel, num_layers=1), batch(kernel, "floats", rows, steps, layers=1)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     assert_same(train(model, compiled, inputs), train(model, model, inputs))
 
 
-def test_the_graph_does_not_grow_with_the_steps() -> None:
+@kernels
+def test_the_graph_does_not_grow_with_the_steps(kernel: str) -> None:
     def operators(backend: str, steps: int) -> tuple[list[str], list[str]]:
         torch._dynamo.reset()
-        model, recorder = new_stack(num_layers=1, backend=backend), Recorder()
-        train(model, torch.compile(model, backend=recorder, fullgraph=True), batch("floats", 3, steps, layers=1))
+        model, recorder = new_stack(kernel, num_layers=1, backend=backend), Recorder()
+        train(
+            model, torch.compile(model, backend=recorder, fullgraph=True), batch(kernel, "floats", 3, steps, layers=1)
+        )
         return recorder.forwards[0], recorder.backwards[0]
 
     assert operators("auto", 8) == operators("auto", 512)
@@ -168,29 +178,32 @@ def test_the_graph_does_not_grow_with_the_steps() -> None:
         pytest.param("ids", 1, False, marks=pytest.mark.slow),
     ],
 )
-def test_inductors_code_equals_eager(kind: str, layers: int, dynamic: bool | None) -> None:
-    model = new_stack(num_layers=layers)
+@kernels
+def test_inductors_code_equals_eager(kernel: str, kind: str, layers: int, dynamic: bool | None) -> None:
+    model = new_stack(kernel, num_layers=layers)
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
     for rows, steps in SIZES:
-        inputs = batch(kind, rows, steps, layers=layers)
+        inputs = batch(kernel, kind, rows, steps, layers=layers)
         assert_same(train(model, compiled, inputs), train(model, model, inputs), rtol=1e-11)
 
 
 # What a compiled call can be, besides training
 
 
-def test_a_changed_backend_is_noticed() -> None:
-    model, recorder, inputs = new_stack(num_layers=1), Recorder(), batch("floats", 3, 2, layers=1)
+@kernels
+def test_a_changed_backend_is_noticed(kernel: str) -> None:
+    model, recorder, inputs = new_stack(kernel, num_layers=1), Recorder(), batch(kernel, "floats", 3, 2, layers=1)
     compiled = torch.compile(model, backend=recorder, fullgraph=True)
     fused = train(model, compiled, inputs)
     model.backend = "reference"
     assert_same(train(model, compiled, inputs), fused)
-    assert [graph.count("unrolled.portable.default") for graph in recorder.forwards] == [1, 0]
+    assert [graph.count(f"unrolled.{kernel}.default") for graph in recorder.forwards] == [1, 0]
 
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_evaluation(mode: Any) -> None:
-    model, inputs = new_stack(dropout=0.5).eval(), batch("ids", 3, 6)
+@kernels
+def test_evaluation(kernel: str, mode: Any) -> None:
+    model, inputs = new_stack(kernel, dropout=0.5).eval(), batch(kernel, "ids", 3, 6)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with mode():
         (output, state), (exact, exact_state) = compiled(**inputs), model(**inputs)
@@ -198,9 +211,10 @@ def test_evaluation(mode: Any) -> None:
     assert not output.requires_grad
 
 
-def test_autocast() -> None:
-    model = new_stack(dtype=torch.float32)
-    inputs = {"x": batch("floats", 3, 6)["x"].detach().float()}
+@kernels
+def test_autocast(kernel: str) -> None:
+    model = new_stack(kernel, dtype=F32, backend=kernel)
+    inputs = {"x": batch(kernel, "floats", 3, 6)["x"].detach().float()}
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     with torch.autocast("cpu", torch.bfloat16):
         (output, state), (exact, exact_state) = compiled(**inputs), model(**inputs)
@@ -211,8 +225,9 @@ def test_autocast() -> None:
     assert torch.equal(state.c, exact_state.c)
 
 
-def test_a_trace_opens_the_same_gates_and_refuses_total_gradients() -> None:
-    model, inputs = new_stack(), batch("floats", 3, 6)
+@kernels
+def test_a_trace_opens_the_same_gates_and_refuses_total_gradients(kernel: str) -> None:
+    model, inputs = new_stack(kernel), batch(kernel, "floats", 3, 6)
     compiled = torch.compile(model.trace, backend="aot_eager", fullgraph=True)
     ours, exact = compiled(**inputs), model.trace(**inputs)
     fields = [(k, name) for k in range(LAYERS) for name in "hcifgo"]
@@ -227,8 +242,9 @@ def test_a_trace_opens_the_same_gates_and_refuses_total_gradients() -> None:
             opened.gradients(loss(ours))
 
 
-def test_ranges_are_checked_inside_the_graph() -> None:
-    model, inputs = new_stack(), batch("ids", 3, 5)
+@kernels
+def test_ranges_are_checked_inside_the_graph(kernel: str) -> None:
+    model, inputs = new_stack(kernel), batch(kernel, "ids", 3, 5)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
     compiled(**inputs)
     with pytest.raises(IndexError, match="ids must be from 0 to 10, got 11"):
@@ -237,23 +253,78 @@ def test_ranges_are_checked_inside_the_graph() -> None:
         compiled(**{**inputs, "lengths": torch.tensor([1, 6, 2])})
 
 
+@needs_library
+@pytest.mark.parametrize("strict", [False, True])
+def test_only_strict_graphs_hold_the_native_product(strict: bool) -> None:
+    model, recorder = new_stack("cpu", strict=strict), Recorder()
+    compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=True)
+    for rows, steps in SIZES:
+        inputs = batch("cpu", "floats", rows, steps)
+        ours, eager = train(model, compiled, inputs), train(model, model, inputs)
+        assert_same(ours, eager)
+        assert all(torch.equal(value, exact) for value, exact in zip(ours[:3], eager[:3], strict=True)) or not strict
+    # The projection's is one of them.
+    assert [graph.count("unrolled.product.default") for graph in recorder.forwards] == [(LAYERS + 1) * strict]
+    native = {name for name in recorder.backwards[0] if name.startswith("unrolled.")}
+    assert native == {"unrolled.cpu_backward.default"}
+
+
+@needs_library
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_graphs_without_gradients_hold_the_operator_that_stores_no_gates(mode: Any) -> None:
+    model, recorder = new_stack("cpu").requires_grad_(False), Recorder()
+    compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=True)
+    for rows, steps in SIZES:
+        inputs = batch("cpu", "floats", rows, steps)
+        with mode():
+            (output, state), (exact, exact_state) = compiled(**inputs), model(**inputs)
+        assert_same([output, *state], [exact, *exact_state])
+    for graph in recorder.forwards:
+        assert graph.count("unrolled.states.default") == LAYERS
+        assert graph.count("unrolled.cpu.default") == 0
+
+
+@pytest.mark.parametrize("strict", [False, True])
+@kernels
+def test_recomputed_gates(kernel: str, strict: bool) -> None:
+    if strict and kernel != "cpu":
+        pytest.skip("only the native kernel is strict")
+    model, recorder = new_stack(kernel, recompute=True, strict=strict), Recorder()
+    compiled = torch.compile(model, backend=recorder, fullgraph=True)
+    for rows, steps in ((3, 5), (4, 7)):
+        inputs = batch(kernel, "floats", rows, steps)
+        ours = train(model, compiled, inputs)
+        model.recompute = False
+        assert_same(ours, train(model, model, inputs))
+        model.recompute = True
+    for forward, backward in zip(recorder.forwards, recorder.backwards, strict=True):
+        assert forward.count(f"unrolled.{kernel}.default") == LAYERS
+        assert backward.count(f"unrolled.{kernel}.default") == LAYERS
+        assert backward.count(f"unrolled.{kernel}_backward.default") == LAYERS
+
+
 # Transforms and compilation
 
 
-def test_compiled_vmap_folds_the_rows_into_one_call() -> None:
-    layer, recorder = LSTMLayer(WIDTH, HIDDEN, dtype=F64), Recorder()
-    x = torch.randn(4, 3, 5, WIDTH, dtype=F64, requires_grad=True)
+@kernels
+def test_compiled_vmap_folds_the_rows_into_one_call(kernel: str) -> None:
+    layer, recorder = LSTMLayer(WIDTH, HIDDEN, dtype=dtype_of(kernel)), Recorder()
+    x = torch.randn(4, 3, 5, WIDTH, dtype=dtype_of(kernel), requires_grad=True)
     resets = torch.rand(4, 3, 5) < 0.3
     mapped = vmap(lambda x, resets: layer(x, resets=resets)[0])
     compiled = torch.compile(mapped, backend=recorder, fullgraph=True)
     ours, exact = compiled(x, resets), mapped(x, resets)
     assert_same([ours.detach()], [exact.detach()])
     assert_same(*([*torch.autograd.grad(h.pow(3).sum(), [x, layer.W_hf])] for h in (ours, exact)))
-    assert recorder.forwards[0].count("unrolled.portable.default") == 1
+    assert recorder.forwards[0].count(f"unrolled.{kernel}.default") == 1
 
 
-def test_compiled_jvp_equals_eager_and_is_not_zero() -> None:
-    layer, x = LSTMLayer(WIDTH, HIDDEN, dtype=F64).requires_grad_(False), torch.randn(3, 4, WIDTH, dtype=F64)
+@kernels
+def test_compiled_jvp_equals_eager_and_is_not_zero(kernel: str) -> None:
+    layer, x = (
+        LSTMLayer(WIDTH, HIDDEN, dtype=dtype_of(kernel)).requires_grad_(False),
+        torch.randn(3, 4, WIDTH, dtype=dtype_of(kernel)),
+    )
 
     def tangent(x: Tensor) -> Tensor:
         return jvp(lambda u: layer(u)[0], (x,), (x.cos(),))[1]
@@ -263,8 +334,9 @@ def test_compiled_jvp_equals_eager_and_is_not_zero() -> None:
     assert_same([torch.compile(tangent, backend="aot_eager", fullgraph=True)(x)], [exact])
 
 
-def test_what_torch_cannot_compile_raises() -> None:
-    layer, x = LSTMLayer(WIDTH, HIDDEN, dtype=F64), torch.randn(3, 4, WIDTH, dtype=F64)
+@kernels
+def test_what_torch_cannot_compile_raises(kernel: str) -> None:
+    layer, x = LSTMLayer(WIDTH, HIDDEN, dtype=dtype_of(kernel)), torch.randn(3, 4, WIDTH, dtype=dtype_of(kernel))
 
     def loss(x: Tensor) -> Tensor:
         return layer(x)[0].pow(2).sum()
@@ -280,10 +352,11 @@ def test_what_torch_cannot_compile_raises() -> None:
             transform(compiled)(x)
 
 
-def test_a_traced_gradient_holds_one_operator_each_way() -> None:
-    layer, x = LSTMLayer(WIDTH, HIDDEN, dtype=F64), torch.randn(3, 40, WIDTH, dtype=F64)
+@kernels
+def test_a_traced_gradient_holds_one_operator_each_way(kernel: str) -> None:
+    layer, x = LSTMLayer(WIDTH, HIDDEN, dtype=dtype_of(kernel)), torch.randn(3, 40, WIDTH, dtype=dtype_of(kernel))
     gradient = grad(lambda x: layer(x)[0].pow(3).sum())
     traced = make_fx(gradient)(x)
     names = [str(node.target) for node in traced.graph.nodes]
-    assert names.count("unrolled.portable.default") == names.count("unrolled.portable_backward.default") == 1
+    assert names.count(f"unrolled.{kernel}.default") == names.count(f"unrolled.{kernel}_backward.default") == 1
     assert_same([traced(2 * x)], [gradient(2 * x)])
