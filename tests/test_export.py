@@ -8,24 +8,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram, export
+from worlds import KERNELS, dtype_of
 
 from unrolled import LSTMState, MultiLayerLSTM
 
-F64 = torch.float64
+# Some hundred roundings: eager calls may take other products than a program holds.
+NEAR = {torch.float64: 1e-12, torch.float32: 2e-5}
 WIDTH, HIDDEN, LAYERS = 7, 4, 2
 BATCH, TIME = Dim("batch"), Dim("time")
 SIZES = ((2, 9), (1, 9), (4, 1), (1, 1), (3, 300), (4, 2))
 
 strict_or_not = pytest.mark.parametrize("strict", [False, True], ids=["not strict", "strict"])
+kernels = pytest.mark.parametrize("kernel", KERNELS)
 kinds = pytest.mark.parametrize("kind", ["floats", "ids"])
 
 
 class Whole(nn.Module):
     """A stack with every argument and result as a plain tensor, which is what a deployed program takes."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, kernel: str, **options: Any) -> None:
         super().__init__()
-        self.lstm = MultiLayerLSTM(WIDTH, HIDDEN, LAYERS, dtype=F64, **options)
+        self.lstm = MultiLayerLSTM(WIDTH, HIDDEN, LAYERS, dtype=dtype_of(kernel), **options)
 
     def forward(self, x: Tensor, h: Tensor, c: Tensor, resets: Tensor, lengths: Tensor) -> tuple[Tensor, ...]:
         output, state = self.lstm(x, LSTMState(h, c), resets=resets, lengths=lengths)
@@ -35,9 +38,9 @@ class Whole(nn.Module):
 class Gates(nn.Module):
     """A trained stack's insides, from x alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, kernel: str) -> None:
         super().__init__()
-        self.lstm = MultiLayerLSTM(WIDTH, HIDDEN, LAYERS, dtype=F64)
+        self.lstm = MultiLayerLSTM(WIDTH, HIDDEN, LAYERS, dtype=dtype_of(kernel))
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         trace = self.lstm.trace(x)
@@ -47,19 +50,24 @@ class Gates(nn.Module):
 DYNAMIC = ({0: BATCH, 1: TIME}, {1: BATCH}, {1: BATCH}, {0: BATCH, 1: TIME}, {0: BATCH})
 
 
-def batch(kind: str, rows: int, steps: int) -> tuple[Tensor, ...]:
-    generator = torch.Generator().manual_seed(100 * rows + steps)
-    x = torch.randn(rows, steps, WIDTH, generator=generator, dtype=F64)
+def batch(kernel: str, kind: str, rows: int, steps: int) -> tuple[Tensor, ...]:
+    generator, dtype = torch.Generator().manual_seed(100 * rows + steps), dtype_of(kernel)
+    x = torch.randn(rows, steps, WIDTH, generator=generator, dtype=dtype)
     if kind == "ids":
         x = torch.randint(WIDTH, (rows, steps), generator=generator)
-    h, c = torch.randn(2, LAYERS, rows, HIDDEN, generator=generator, dtype=F64)
+    h, c = torch.randn(2, LAYERS, rows, HIDDEN, generator=generator, dtype=dtype)
     lengths = torch.randint(steps + 1, (rows,), generator=generator)
     lengths[:2] = torch.tensor([steps, 0])[:rows]
     return x, h, c, torch.rand(rows, steps, generator=generator) < 0.2, lengths
 
 
-def exported(model: nn.Module, kind: str, strict: bool, steps: int = 5) -> ExportedProgram:
-    return export(model, batch(kind, 3, steps), dynamic_shapes=DYNAMIC, strict=strict)
+def exported(model: nn.Module, kernel: str, kind: str, strict: bool, steps: int = 5) -> ExportedProgram:
+    return export(model, batch(kernel, kind, 3, steps), dynamic_shapes=DYNAMIC, strict=strict)
+
+
+def assert_same(value: Tensor, exact: Tensor, what: str = "") -> None:
+    near, scale = NEAR[exact.dtype], 1 + float(exact.detach().abs().max())
+    torch.testing.assert_close(value, exact, rtol=near, atol=near * scale, msg=lambda text: f"{what}: {text}")
 
 
 def operators(program: ExportedProgram) -> list[str]:
@@ -77,52 +85,71 @@ def gradients(model: nn.Module, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]
 
 @strict_or_not
 @kinds
-def test_one_program_for_every_size_with_its_gradients(kind: str, strict: bool) -> None:
-    model = Whole()
-    program = exported(model, kind, strict)
+@kernels
+def test_one_program_for_every_size_with_its_gradients(kernel: str, kind: str, strict: bool) -> None:
+    model = Whole(kernel)
+    program = exported(model, kernel, kind, strict)
     names = operators(program)
-    assert names.count("unrolled.portable.default") == LAYERS
+    assert names.count(f"unrolled.{kernel}.default") == LAYERS
+    assert names.count("unrolled.product.default") == 0
     assert names.count("unrolled.checked_range.default") == LAYERS + (kind == "ids")
     module = program.module()
     for rows, steps in SIZES:
-        inputs = batch(kind, rows, steps)
+        inputs = batch(kernel, kind, rows, steps)
         for value, exact in zip(module(*inputs), model(*inputs), strict=True):
-            torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
+            assert_same(value, exact)
         ours, expected = gradients(module, inputs), gradients(model, inputs)
         assert ours.keys() == expected.keys()
         for name, exact in expected.items():
-            torch.testing.assert_close(ours[name], exact, rtol=1e-12, atol=1e-12, msg=f"{name} at {rows} x {steps}")
+            assert_same(ours[name], exact, f"{name} at {rows} x {steps}")
 
 
 @strict_or_not
-def test_the_program_does_not_grow_with_the_steps(strict: bool) -> None:
-    model = Whole()
-    assert operators(exported(model, "floats", strict, 8)) == operators(exported(model, "floats", strict, 512))
+@kernels
+def test_the_program_does_not_grow_with_the_steps(kernel: str, strict: bool) -> None:
+    model = Whole(kernel)
+    short, long = (operators(exported(model, kernel, "floats", strict, steps)) for steps in (8, 512))
+    assert short == long
 
 
 @strict_or_not
-def test_the_gates_can_be_exported(strict: bool) -> None:
-    model = Gates()
-    x, *_ = batch("floats", 3, 5)
+@kernels
+def test_the_gates_can_be_exported(kernel: str, strict: bool) -> None:
+    model = Gates(kernel)
+    x, *_ = batch(kernel, "floats", 3, 5)
     program = export(model, (x,), dynamic_shapes=({0: BATCH, 1: TIME},), strict=strict)
-    x, *_ = batch("floats", 2, 17)
+    x, *_ = batch(kernel, "floats", 2, 17)
     for value, exact in zip(program.module()(x), model(x), strict=True):
-        torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
+        assert_same(value, exact)
 
 
 @pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning")  # torch's own
-def test_decompositions_leave_the_operator_whole() -> None:
-    model = Whole().eval()
-    program = exported(model, "ids", False).run_decompositions()
-    assert operators(program).count("unrolled.portable.default") == LAYERS
-    inputs = batch("ids", 4, 11)
+@kernels
+def test_decompositions_leave_the_operator_whole(kernel: str) -> None:
+    model = Whole(kernel).eval()
+    program = exported(model, kernel, "ids", False).run_decompositions()
+    assert operators(program).count(f"unrolled.{kernel}.default") == LAYERS
+    inputs = batch(kernel, "ids", 4, 11)
     for value, exact in zip(program.module()(*inputs), model(*inputs), strict=True):
-        torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
+        assert_same(value, exact)
 
 
-def test_a_program_checks_ranges_too() -> None:
-    module = exported(Whole(), "ids", False).module()
-    x, h, c, resets, _ = batch("ids", 3, 6)
+@kernels
+def test_a_program_without_gradients_stores_no_gates(kernel: str) -> None:
+    model = Whole(kernel).eval()
+    with torch.no_grad():
+        program = exported(model, kernel, "floats", False)
+        assert operators(program).count("unrolled.states.default") == (LAYERS if kernel == "cpu" else 0)
+        for rows, steps in SIZES:
+            inputs = batch(kernel, "floats", rows, steps)
+            for value, exact in zip(program.module()(*inputs), model(*inputs), strict=True):
+                assert_same(value, exact, f"{rows} x {steps}")
+
+
+@kernels
+def test_a_program_checks_ranges_too(kernel: str) -> None:
+    module = exported(Whole(kernel), kernel, "ids", False).module()
+    x, h, c, resets, _ = batch(kernel, "ids", 3, 6)
     with pytest.raises(IndexError, match="ids must be from 0 to 6, got 7"):
         module(torch.full_like(x, WIDTH), h, c, resets, torch.tensor([6, 1, 2]))
     with pytest.raises(ValueError, match="lengths must be from 0 to 6, got -1"):
@@ -130,10 +157,10 @@ def test_a_program_checks_ranges_too() -> None:
 
 
 def test_the_reference_is_exported_as_equations() -> None:
-    model = Whole(backend="reference")
+    model = Whole("portable", backend="reference")
     rows_only = ({0: BATCH}, {1: BATCH}, {1: BATCH}, {0: BATCH}, {0: BATCH})
-    program = export(model, batch("floats", 3, 4), dynamic_shapes=rows_only)
-    assert not any("portable" in name for name in operators(program))
-    inputs = batch("floats", 6, 4)
+    program = export(model, batch("portable", "floats", 3, 4), dynamic_shapes=rows_only)
+    assert {name for name in operators(program) if name.startswith("unrolled")} == {"unrolled.checked_range.default"}
+    inputs = batch("portable", "floats", 6, 4)
     for value, exact in zip(program.module()(*inputs), model(*inputs), strict=True):
-        torch.testing.assert_close(value, exact, rtol=1e-12, atol=1e-12)
+        assert_same(value, exact)
