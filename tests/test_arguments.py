@@ -10,6 +10,7 @@ import pytest
 import torch
 from mistakes import ID_RANGES, INPUTS, LAYER_STATES, MASKS, NESTED, PAIR, STATES, B, H, I, L, T, X, flags, floats, ids
 from torch.nn.utils.rnn import pack_sequence
+from worlds import BACKENDS
 
 from unrolled.layer import LSTMLayer
 from unrolled.stack import MultiLayerLSTM
@@ -55,7 +56,7 @@ def test_a_wrong_state_of_a_layer(mistake: str) -> None:
 
 @pytest.mark.parametrize("mistake", ID_RANGES)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
-@pytest.mark.parametrize("backend", ["portable", "reference"])
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_ids_out_of_range(backend: str, dtype: torch.dtype, mistake: str) -> None:
     values, message = ID_RANGES[mistake]
     if dtype == torch.uint8 and mistake == "below":
