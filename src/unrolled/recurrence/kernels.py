@@ -177,7 +177,8 @@ def product(
     Each sum runs over K in order, starting from the bias: a row's bits depend on nothing but that row.
     """
     x = x if x.stride(1) == 1 and x.stride(0) >= 0 else x.contiguous()
-    w = w if 1 in w.stride() else w.contiguous()
+    if 1 not in w.stride():
+        w = w.clone(memory_format=torch.contiguous_format)  # `contiguous` leaves axes of one or none as they lie
     _expect_floats(x, w, bias)
     rows, depth, columns = x.shape[0], x.shape[1], w.shape[1]
     out = empty((rows, columns)) if out is None else out
