@@ -10,7 +10,7 @@ ifneq "$(shell test -x $(python) && cat $(ready) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(ready)
 endif
 
-.PHONY: help train test test-slow check bench native clean
+.PHONY: help train test test-slow check bench native sanitize clean
 
 help:
 	@echo 'make train      train a small model on text that Python brings along, about two minutes'
@@ -20,6 +20,7 @@ help:
 	@echo 'make check      lint, format, types, layering, the code blocks of the docs'
 	@echo 'make bench      the benchmarks                   ARGS="import_time": one of them'
 	@echo 'make native     rebuild the C++ kernels alone, with the CMake on the PATH; "make test" does so by pip'
+	@echo 'make sanitize   the C++ kernels with every access to memory, every overflow and every race reported'
 	@echo 'make clean      remove .venv, the built library and every cache; runs/ stays'
 	@echo 'PYTHON=/path/to/python3 chooses the interpreter (3.11 or newer) when .venv is made.'
 
@@ -46,6 +47,18 @@ native:
 	@cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release >/dev/null
 	@MAKEFLAGS=--no-print-directory cmake --build build/native --config Release --parallel
 	@cmake --install build/native --config Release
+
+# Two builds, because the sanitizers of memory and of threads exclude each other.
+sanitize:
+	@for build in memory:address,undefined,float-cast-overflow threads:thread; do \
+	  folder=build/sanitize-$${build%%:*}; \
+	  echo "building with -fsanitize=$${build#*:}"; \
+	  cmake -S . -B $$folder -DUNROLLED_SANITIZE=$${build#*:} >/dev/null || exit 1; \
+	  MAKEFLAGS=--no-print-directory cmake --build $$folder --target driver --parallel $$(getconf _NPROCESSORS_ONLN) \
+	    >/dev/null || exit 1; \
+	done
+	@build/sanitize-memory/driver recurrence products steps elements refusals step-refusals
+	@build/sanitize-threads/driver threads
 
 clean:
 	rm -f src/unrolled/recurrence/libunrolled.*
