@@ -75,7 +75,7 @@ UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, c
     }
 }
 
-// Calls run.template operator()<rows>(first) for tiles of nearly equal height that cover 0..count.
+// Calls run.tile<rows>(first) for tiles of nearly equal height that cover 0..count.
 template <typename Tile>
 UNROLLED_INLINE void for_each_tile(int64_t count, const Tile& run) {
     const int64_t tiles = (count + kMaxRows - 1) / kMaxRows;
