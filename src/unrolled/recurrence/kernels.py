@@ -229,10 +229,13 @@ def kept(name: str, floats: int) -> Tensor:
     """Uninitialised memory of at least this size, this thread's own until it asks for the same name again."""
     block = _kept.blocks.get(name)
     if block is None or block.numel() < floats:
-        with torch.inference_mode(False):  # what is made in that mode could not be written outside it
-            block = empty((floats,))
-        if block.nbytes <= _KEPT:
-            _kept.blocks[name] = block
+        if 4 * floats > _KEPT:
+            return empty((floats,))
+        # Not the pool's: what goes with a thread's Python state, as that ends, must need no Python to go. And not made
+        # in inference mode: it could not be written outside it.
+        with torch.inference_mode(False):
+            block = _kept.blocks[name] = torch.empty(floats, dtype=torch.float32, device="cpu")
+        _advise(block.data_ptr(), block.nbytes)
     return block
 
 
@@ -243,8 +246,11 @@ def empty(shape: tuple[int, ...]) -> Tensor:
 
 @functools.cache
 def _pool() -> Pool:
-    advise = _library().unrolled_advise_large_pages
-    return Pool(LIMIT, lambda address, size: advise(c_void_p(address), c_int64(size)))
+    return Pool(LIMIT, _advise)
+
+
+def _advise(address: int, size: int) -> None:
+    _library().unrolled_advise_large_pages(c_void_p(address), c_int64(size))
 
 
 @functools.cache
