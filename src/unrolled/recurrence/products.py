@@ -93,10 +93,10 @@ class _Product(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, w = ctx.saved_tensors
-        for_x, for_w, for_bias, _ = ctx.needs_input_grad
         if torch.is_grad_enabled():
             return _differentiable_backward(ctx, grad)
+        x, w = ctx.saved_tensors
+        for_x, for_w, for_bias, _ = ctx.needs_input_grad
         grad_x = torch.ops.unrolled.product(grad, w.mT, None, False) if for_x else None
         grad_w, grad_bias = torch.ops.unrolled.weight_gradient(x, grad) if for_w or for_bias else (None, None)
         return grad_x, grad_w, grad_bias, None
