@@ -50,7 +50,7 @@ ARROWS: dict[str, set[str]] = {
     "trace": {"stack", "model"},
     "evaluate": {"model", "loss", "lanes", "corpus", "tokens"},
     "snapshot": set(),
-    "step_arguments": {"state"},
+    "step_arguments": {"arguments", "state"},
     "parts": {"model", "stack", "layer", "interop", "recurrence.step"},
     "calibration": {"parts", "loss"},
     "stepper": {

@@ -25,7 +25,7 @@ def check_input(x: Any, input_dim: int, like: Tensor) -> None:
                 "x is a PackedSequence; pass the padded tensor and its lengths: x, lengths = "
                 "pad_packed_sequence(x, batch_first=True), then lengths=lengths"
             )
-        raise TypeError(f"x is {_kind(x)}, expected a tensor [batch, time, {input_dim}]: torch.as_tensor(x)")
+        raise TypeError(f"x is {kind_of(x)}, expected a tensor [batch, time, {input_dim}]: torch.as_tensor(x)")
     if x.is_nested:
         raise TypeError("x is a nested tensor; pass the padded one, x.to_padded_tensor(0), and the rows' lengths")
     if x.dtype.is_floating_point:
@@ -43,11 +43,11 @@ def check_same_rows(x: Tensor, state_rows: int | None, *, of_stack: bool) -> Non
     state, pick = ("the state has", "state.rows(...)") if of_stack else ("h0 and c0 have", "h0[rows], c0[rows]")
     if x.shape[1] == state_rows:
         raise ValueError(
-            f"x is {_shape(x)}, so it has {x.shape[0]} rows, but {state} {state_rows}; is x time-first? "
+            f"x is {shape_of(x)}, so it has {x.shape[0]} rows, but {state} {state_rows}; is x time-first? "
             "x.transpose(0, 1) makes it batch-first"
         )
     raise ValueError(
-        f"x is {_shape(x)}, so it has {x.shape[0]} rows, but {state} {state_rows}; pick the rows that go with x, "
+        f"x is {shape_of(x)}, so it has {x.shape[0]} rows, but {state} {state_rows}; pick the rows that go with x, "
         f"{pick}, or leave the state out to start from zeros"
     )
 
@@ -66,17 +66,17 @@ def check_layer_state(h0: Any, c0: Any, hidden_dim: int, like: Tensor) -> int | 
         return None
     if h0 is None or c0 is None:
         if isinstance(h0, (tuple, list)) and len(h0) == 2:
-            raise TypeError(f"h0 is {_kind(h0)}; a layer takes h and c apart: layer(x, h, c)")
+            raise TypeError(f"h0 is {kind_of(h0)}; a layer takes h and c apart: layer(x, h, c)")
         given, missing = ("c0", "h0") if h0 is None else ("h0", "c0")
         raise ValueError(f"{given} was given without {missing}: pass both, or neither to start from zeros")
     for name, value in (("h0", h0), ("c0", c0)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is {_kind(value)}, expected a tensor [batch, {hidden_dim}]")
+            raise TypeError(f"{name} is {kind_of(value)}, expected a tensor [batch, {hidden_dim}]")
         if value.dim() != 2 or value.shape[1] != hidden_dim:
             hint = ""
             if value.dim() == 3 and value.shape[2] == hidden_dim:
                 hint = f"; of a stack's state, [layers, batch, hidden], layer k takes {name}[k]"
-            raise ValueError(f"{name} is {_shape(value)}, expected [batch, hidden] = [batch, {hidden_dim}]{hint}")
+            raise ValueError(f"{name} is {shape_of(value)}, expected [batch, hidden] = [batch, {hidden_dim}]{hint}")
         _check_float(name, value, like)
     if h0.shape[0] != c0.shape[0]:
         raise ValueError(f"h0 has {h0.shape[0]} rows and c0 has {c0.shape[0]}; they must be of the same batch")
@@ -87,14 +87,14 @@ def check_layer_state(h0: Any, c0: Any, hidden_dim: int, like: Tensor) -> int | 
 def check_state(state: Any, layers: int, hidden_dim: int, like: Tensor) -> LSTMState:
     """Check a state, `LSTMState` or a plain (h, c), each [layers, batch, hidden_dim], and return it with its names."""
     if isinstance(state, Tensor) or not isinstance(state, (tuple, list)) or len(state) != 2:
-        raise TypeError(f"state is {_kind(state)}, expected LSTMState(h, c) or a pair (h, c); None starts from zeros")
+        raise TypeError(f"state is {kind_of(state)}, expected LSTMState(h, c) or a pair (h, c); None starts from zeros")
     h, c = state
     for name, value in (("state.h", h), ("state.c", c)):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is {_kind(value)}, expected a tensor [{layers}, batch, {hidden_dim}]")
+            raise TypeError(f"{name} is {kind_of(value)}, expected a tensor [{layers}, batch, {hidden_dim}]")
         if value.dim() != 3 or value.shape[0] != layers or value.shape[2] != hidden_dim:
             raise ValueError(
-                f"{name} is {_shape(value)}, expected [layers, batch, hidden] = [{layers}, batch, {hidden_dim}]"
+                f"{name} is {shape_of(value)}, expected [layers, batch, hidden] = [{layers}, batch, {hidden_dim}]"
                 f"{_state_hint(name, value, layers, hidden_dim)}; model.zero_state(batch) starts from zeros"
             )
         _check_float(name, value, like)
@@ -116,24 +116,24 @@ def _state_hint(name: str, value: Tensor, layers: int, hidden_dim: int) -> str:
 def _check_frames(x: Tensor, input_dim: int) -> None:
     if x.dim() == 2:
         raise ValueError(
-            f"x is {_shape(x)}, expected [batch, time, {input_dim}]: one step of each row is x[:, None], one sequence "
-            "alone is x[None]; if these are token ids, they must be integers: x.long()"
+            f"x is {shape_of(x)}, expected [batch, time, {input_dim}]: one step of each row is x[:, None], one "
+            "sequence alone is x[None]; if these are token ids, they must be integers: x.long()"
         )
     if x.dim() != 3:
-        raise ValueError(f"x is {_shape(x)}, expected three axes: [batch, time, {input_dim}]")
+        raise ValueError(f"x is {shape_of(x)}, expected three axes: [batch, time, {input_dim}]")
     if x.shape[2] != input_dim:
         hint = "; is it [batch, input, time]? x.transpose(1, 2)" if x.shape[1] == input_dim else ""
         raise ValueError(
-            f"x is {_shape(x)}, so {x.shape[2]} wide, but input_dim is {input_dim}: expected "
+            f"x is {shape_of(x)}, so {x.shape[2]} wide, but input_dim is {input_dim}: expected "
             f"[batch, time, {input_dim}]{hint}"
         )
 
 
 def _check_ids(x: Tensor, input_dim: int, like: Tensor) -> None:
-    dtype, to_float = _name(x.dtype), _conversion("x", like.dtype)
+    dtype, to_float = dtype_name(x.dtype), _conversion("x", like.dtype)
     if x.dim() == 3:
         raise TypeError(
-            f"x is {dtype} {_shape(x)}; three axes are frames, which must be floats: {to_float}; ids have two axes, "
+            f"x is {dtype} {shape_of(x)}; three axes are frames, which must be floats: {to_float}; ids have two axes, "
             "[batch, time]"
         )
     if x.dtype not in _ID_DTYPES:
@@ -144,34 +144,37 @@ def _check_ids(x: Tensor, input_dim: int, like: Tensor) -> None:
     if x.dim() != 2:
         hint = ": one sequence alone is x[None]" if x.dim() == 1 else ""
         raise ValueError(
-            f"x is {dtype} {_shape(x)}, expected ids [batch, time]{hint}; or frames, floats [batch, time, {input_dim}]"
+            f"x is {dtype} {shape_of(x)}, expected ids [batch, time]{hint}; or frames, floats "
+            f"[batch, time, {input_dim}]"
         )
 
 
 def _check_resets(x: Tensor, resets: Any) -> None:
     rows, steps = x.shape[:2]
     if not isinstance(resets, Tensor):
-        raise TypeError(f"resets is {_kind(resets)}, expected a bool tensor [{rows}, {steps}]: torch.as_tensor(resets)")
+        raise TypeError(
+            f"resets is {kind_of(resets)}, expected a bool tensor [{rows}, {steps}]: torch.as_tensor(resets)"
+        )
     if resets.dtype != torch.bool:
-        raise TypeError(f"resets is {_name(resets.dtype)}, expected bool: resets.bool()")
+        raise TypeError(f"resets is {dtype_name(resets.dtype)}, expected bool: resets.bool()")
     if resets.shape != (rows, steps):
         hint = ""
         if resets.shape == (steps, rows):
             hint = "; is it time-first? resets.t() makes it batch-first"
         elif resets.shape == (rows,):
             hint = "; a row that starts afresh at once has True at [row, 0] and False elsewhere"
-        raise ValueError(f"resets is {_shape(resets)}, expected [batch, time] = [{rows}, {steps}]{hint}")
+        raise ValueError(f"resets is {shape_of(resets)}, expected [batch, time] = [{rows}, {steps}]{hint}")
     _check_device("resets", resets, x)
 
 
 def _check_lengths(x: Tensor, lengths: Any) -> None:
     rows, steps = x.shape[:2]
     if not isinstance(lengths, Tensor):
-        raise TypeError(f"lengths is {_kind(lengths)}, expected an integer tensor [{rows}]: torch.as_tensor(lengths)")
+        raise TypeError(f"lengths is {kind_of(lengths)}, expected an integer tensor [{rows}]: torch.as_tensor(lengths)")
     if lengths.dtype not in _INTEGERS:
         mask = lengths.dtype == torch.bool and lengths.dim() == 2
         hint = "a mask of the valid steps has the lengths lengths.sum(1)" if mask else "lengths.long()"
-        raise TypeError(f"lengths is {_name(lengths.dtype)}, expected integers: {hint}")
+        raise TypeError(f"lengths is {dtype_name(lengths.dtype)}, expected integers: {hint}")
     if lengths.shape != (rows,):
         hint = ""
         if lengths.shape == (steps,):
@@ -179,7 +182,7 @@ def _check_lengths(x: Tensor, lengths: Any) -> None:
         elif lengths.dim() == 2 and 1 in lengths.shape:
             hint = ": lengths.flatten()"
         raise ValueError(
-            f"lengths is {_shape(lengths)}, expected [batch] = [{rows}], one for each row of x {_shape(x)}{hint}"
+            f"lengths is {shape_of(lengths)}, expected [batch] = [{rows}], one for each row of x {shape_of(x)}{hint}"
         )
     _check_device("lengths", lengths, x)
 
@@ -192,8 +195,8 @@ def _check_float(name: str, value: Tensor, like: Tensor) -> None:
         return
     hint = _conversion(name, like.dtype)
     if value.dtype.is_floating_point:
-        hint += f", or convert the model: model.to(torch.{_name(value.dtype)})"
-    raise TypeError(f"{name} is {_name(value.dtype)}, but the weights are {_name(like.dtype)}: {hint}")
+        hint += f", or convert the model: model.to(torch.{dtype_name(value.dtype)})"
+    raise TypeError(f"{name} is {dtype_name(value.dtype)}, but the weights are {dtype_name(like.dtype)}: {hint}")
 
 
 def _check_device(name: str, value: Tensor, like: Tensor) -> None:
@@ -205,13 +208,13 @@ def _check_device(name: str, value: Tensor, like: Tensor) -> None:
 
 
 def _conversion(name: str, dtype: torch.dtype) -> str:
-    return f"{name}.float()" if dtype == torch.float32 else f"{name}.to(torch.{_name(dtype)})"
+    return f"{name}.float()" if dtype == torch.float32 else f"{name}.to(torch.{dtype_name(dtype)})"
 
 
-def _kind(value: Any) -> str:
+def kind_of(value: Any) -> str:
     """What was got in place of a tensor or a state, with its article."""
     if isinstance(value, Tensor):
-        return f"a tensor {_shape(value)}"
+        return f"a tensor {shape_of(value)}"
     if value is None:
         return "None"
     name = type(value).__name__
@@ -219,9 +222,11 @@ def _kind(value: Any) -> str:
     return f"{article} {name} of {len(value)}" if isinstance(value, (tuple, list)) else f"{article} {name}"
 
 
-def _shape(value: Tensor) -> str:
+def shape_of(value: Tensor) -> str:
+    """As in error texts: [2, 3]."""
     return str(list(value.shape))
 
 
-def _name(dtype: torch.dtype) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """Without `torch.`."""
     return str(dtype).removeprefix("torch.")

@@ -8,6 +8,7 @@ from typing import Any, SupportsIndex
 import torch
 from torch import Tensor
 
+from .arguments import dtype_name, kind_of, shape_of
 from .state import LSTMState, Rows
 
 _ID_DTYPES = (torch.int32, torch.int64, torch.uint8)
@@ -16,7 +17,7 @@ _ID_DTYPES = (torch.int32, torch.int64, torch.uint8)
 def check_sizes(batch_size: Any, threads: Any) -> None:
     for name, value, least in (("batch_size", batch_size, 0), ("threads", threads, 1)):
         if not isinstance(value, int) or isinstance(value, bool):
-            raise TypeError(f"{name} is {_kind(value)}, expected an integer of at least {least}")
+            raise TypeError(f"{name} is {kind_of(value)}, expected an integer of at least {least}")
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
 
@@ -25,42 +26,42 @@ def check_frame(x: Any, rows: int, width: int) -> None:
     """Check x: one float32 frame of each row, [rows, width], on the CPU."""
     expected = f"[batch, input] = [{rows}, {width}]"
     if x.dtype != torch.float32:
-        raise TypeError(f"x is {_name(x.dtype)}, but the weights are float32: x.float()")
+        raise TypeError(f"x is {dtype_name(x.dtype)}, but the weights are float32: x.float()")
     if x.dim() == 3 and x.shape[::2] == (rows, width):
         if x.shape[1] == 1:
-            raise ValueError(f"x is {_shape(x)}, expected {expected}: a step has no time axis: x[:, 0]")
+            raise ValueError(f"x is {shape_of(x)}, expected {expected}: a step has no time axis: x[:, 0]")
         raise ValueError(
-            f"x is {_shape(x)}, expected {expected}: a step takes one time step: for frame in x.unbind(1): "
+            f"x is {shape_of(x)}, expected {expected}: a step takes one time step: for frame in x.unbind(1): "
             "stepper.step(frame)"
         )
     if x.dim() == 1 and x.shape[0] == width:
-        raise ValueError(f"x is {_shape(x)}, expected {expected}: one row alone is x[None]")
+        raise ValueError(f"x is {shape_of(x)}, expected {expected}: one row alone is x[None]")
     _check_rows(x, rows, x.dim() == 2 and x.shape[1] == width, expected)
     if x.shape != (rows, width):
-        raise ValueError(f"x is {_shape(x)}, expected {expected}")
+        raise ValueError(f"x is {shape_of(x)}, expected {expected}")
     _check_device("x", x)
 
 
 def check_ids(x: Any, rows: int, width: int, *, ids_only: bool) -> None:
     """Check x: one id of each row, [rows], on the CPU."""
-    dtype = _name(x.dtype)
+    dtype = dtype_name(x.dtype)
     if not ids_only and x.dim() >= 2 and x.shape[-1] == width:
-        raise TypeError(f"x is {dtype} {_shape(x)}; frames must be floats: x.float(); ids are [batch] = [{rows}]")
+        raise TypeError(f"x is {dtype} {shape_of(x)}; frames must be floats: x.float(); ids are [batch] = [{rows}]")
     if x.dtype not in _ID_DTYPES:
         raise TypeError(f"x is {dtype}; ids must be int32, int64 or uint8: x.long()")
     expected = f"ids [batch] = [{rows}]"
     if x.dim() == 2 and x.shape[0] == rows:
         if x.shape[1] == 1:
-            raise ValueError(f"x is {dtype} {_shape(x)}, expected {expected}: a step has no time axis: x[:, 0]")
+            raise ValueError(f"x is {dtype} {shape_of(x)}, expected {expected}: a step has no time axis: x[:, 0]")
         raise ValueError(
-            f"x is {dtype} {_shape(x)}, expected {expected}: a step takes one time step: for ids in x.unbind(1): "
+            f"x is {dtype} {shape_of(x)}, expected {expected}: a step takes one time step: for ids in x.unbind(1): "
             "stepper.step(ids)"
         )
     if x.dim() == 0:
         raise ValueError(f"x is one id without an axis, expected {expected}: x[None]")
     _check_rows(x, rows, x.dim() == 1, expected)
     if x.shape != (rows,):
-        raise ValueError(f"x is {dtype} {_shape(x)}, expected {expected}")
+        raise ValueError(f"x is {dtype} {shape_of(x)}, expected {expected}")
     _check_device("x", x)
 
 
@@ -68,15 +69,15 @@ def check_tensor(x: Any, rows: int, width: int, *, ids_only: bool) -> None:
     """Check that x is a tensor, and, where a model reads ids alone, that it is not one of floats."""
     expected = f"ids [{rows}]" if ids_only else f"[{rows}, {width}] or ids [{rows}]"
     if not isinstance(x, Tensor):
-        raise TypeError(f"x is {_kind(x)}, expected a tensor {expected}: torch.as_tensor(x)")
+        raise TypeError(f"x is {kind_of(x)}, expected a tensor {expected}: torch.as_tensor(x)")
     if x.layout is not torch.strided:
         raise TypeError(
             f"x is {str(x.layout).removeprefix('torch.')}, expected a dense tensor {expected}: x.to_dense()"
         )
     if x.dtype.is_floating_point and ids_only:
         raise TypeError(
-            f"a language model reads token ids, int32, int64 or uint8 [{rows}], and got {_name(x.dtype)} {_shape(x)}: "
-            "x.long(); frames of floats go into Stepper(model.lstm, ...)"
+            f"a language model reads token ids, int32, int64 or uint8 [{rows}], and got {dtype_name(x.dtype)} "
+            f"{shape_of(x)}: x.long(); frames of floats go into Stepper(model.lstm, ...)"
         )
 
 
@@ -84,19 +85,19 @@ def check_sequence(x: Any, width: int, *, ids_only: bool) -> Tensor:
     """Check x: float32 frames [batch, time, width], or ids [time] or [batch, time], returned as int64 of two axes."""
     expected = "ids [time] or [batch, time]" + ("" if ids_only else f", or frames [batch, time, {width}]")
     if not isinstance(x, Tensor):
-        raise TypeError(f"x is {_kind(x)}, expected a tensor, {expected}: torch.as_tensor(x)")
+        raise TypeError(f"x is {kind_of(x)}, expected a tensor, {expected}: torch.as_tensor(x)")
     _check_device("x", x)
     if x.dtype.is_floating_point and not ids_only:
         if x.dtype != torch.float32:
-            raise TypeError(f"x is {_name(x.dtype)}, but the weights are float32: x.float()")
+            raise TypeError(f"x is {dtype_name(x.dtype)}, but the weights are float32: x.float()")
         if x.dim() != 3 or x.shape[2] != width:
             hint = ": one sequence alone is x[None]" if x.dim() == 2 and x.shape[1] == width else ""
-            raise ValueError(f"x is {_shape(x)}, expected {expected}{hint}")
+            raise ValueError(f"x is {shape_of(x)}, expected {expected}{hint}")
         return x.detach()
     if x.dtype not in _ID_DTYPES:
-        raise TypeError(f"x is {_name(x.dtype)}, expected {expected}: x.long()")
+        raise TypeError(f"x is {dtype_name(x.dtype)}, expected {expected}: x.long()")
     if x.dim() not in (1, 2):
-        raise ValueError(f"x is {_name(x.dtype)} {_shape(x)}, expected {expected}")
+        raise ValueError(f"x is {dtype_name(x.dtype)} {shape_of(x)}, expected {expected}")
     return x.long() if x.dim() == 2 else x.long()[None]
 
 
@@ -114,11 +115,11 @@ def check_out(out: Any, rows: int, width: int) -> None:
     """Check out: contiguous float32 [rows, width] on the CPU."""
     make = f"torch.empty({rows}, {width})"
     if not isinstance(out, Tensor):
-        raise TypeError(f"out is {_kind(out)}, expected a tensor [{rows}, {width}]: {make}")
+        raise TypeError(f"out is {kind_of(out)}, expected a tensor [{rows}, {width}]: {make}")
     if out.dtype != torch.float32:
-        raise TypeError(f"out is {_name(out.dtype)}, expected float32: {make}")
+        raise TypeError(f"out is {dtype_name(out.dtype)}, expected float32: {make}")
     if out.shape != (rows, width):
-        raise ValueError(f"out is {_shape(out)}, expected [batch, output] = [{rows}, {width}]: {make}")
+        raise ValueError(f"out is {shape_of(out)}, expected [batch, output] = [{rows}, {width}]: {make}")
     _check_device("out", out)
     if not out.is_contiguous() or out.is_neg():
         raise ValueError(f"out is not contiguous (its strides are {list(out.stride())}): {make}")
@@ -127,18 +128,18 @@ def check_out(out: Any, rows: int, width: int) -> None:
 def check_state(state: Any, shape: torch.Size, rows: int, *, whole: bool) -> LSTMState:
     """Check a state for `rows` rows of a stepper whose own is of `shape` [layers, batch, hidden]."""
     if isinstance(state, Tensor) or not isinstance(state, (tuple, list)) or len(state) != 2:
-        raise TypeError(f"state is {_kind(state)}, expected LSTMState(h, c) or a pair (h, c)")
+        raise TypeError(f"state is {kind_of(state)}, expected LSTMState(h, c) or a pair (h, c)")
     expected = [shape[0], rows, shape[2]]
     for name, value in (("state.h", state[0]), ("state.c", state[1])):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is {_kind(value)}, expected a tensor {expected}")
+            raise TypeError(f"{name} is {kind_of(value)}, expected a tensor {expected}")
         if list(value.shape) != expected:
             raise ValueError(
-                f"{name} is {_shape(value)}, expected [layers, batch, hidden] = {expected}"
+                f"{name} is {shape_of(value)}, expected [layers, batch, hidden] = {expected}"
                 f"{_state_hint(name, value, expected, whole)}"
             )
         if value.dtype != torch.float32:
-            raise TypeError(f"{name} is {_name(value.dtype)}, but a stepper's state is float32: {name}.float()")
+            raise TypeError(f"{name} is {dtype_name(value.dtype)}, but a stepper's state is float32: {name}.float()")
         _check_device(name, value)
     return LSTMState(*state)
 
@@ -174,7 +175,7 @@ def _state_hint(name: str, value: Tensor, expected: list[int], whole: bool) -> s
 def _check_rows(x: Tensor, rows: int, otherwise_right: bool, expected: str) -> None:
     if otherwise_right and x.shape[0] != rows:
         raise ValueError(
-            f"x is {_shape(x)}, expected {expected}: it has {x.shape[0]} rows and the stepper {rows}; "
+            f"x is {shape_of(x)}, expected {expected}: it has {x.shape[0]} rows and the stepper {rows}; "
             f"Stepper(model, {x.shape[0]}) has as many"
         )
 
@@ -182,21 +183,3 @@ def _check_rows(x: Tensor, rows: int, otherwise_right: bool, expected: str) -> N
 def _check_device(name: str, value: Tensor) -> None:
     if value.device.type != "cpu":
         raise ValueError(f"{name} is on {value.device}, but a stepper runs on the CPU: {name}.cpu()")
-
-
-def _kind(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"a tensor {_shape(value)}"
-    if value is None:
-        return "None"
-    name = type(value).__name__
-    article = "an" if name[0].lower() in "aeiou" or name == "ndarray" else "a"
-    return f"{article} {name} of {len(value)}" if isinstance(value, (tuple, list)) else f"{article} {name}"
-
-
-def _shape(value: Tensor) -> str:
-    return str(list(value.shape))
-
-
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
