@@ -1,7 +1,7 @@
 """Memory for large results, taken again once the tensors that had it are gone.
 
 The system clears every page that a process touches anew: for the results of a training step, which come and go, that
-costs as much as a tenth to a half of the arithmetic. Blocks that stay are touched once.
+took up to a quarter of the step (docs/experiments.md). Blocks that stay are touched once.
 """
 
 from __future__ import annotations
