@@ -39,14 +39,16 @@ class Optimizer:
             fused=self._fused,
         )
 
-    def backward(self, loss: Tensor) -> Tensor:
-        """Take fresh gradients of `loss`; their norm, a scalar tensor."""
+    def clear(self) -> None:
+        """Forget the gradients; those of the next backward passes add up."""
         self._adam.zero_grad(set_to_none=True)
-        loss.backward()
+
+    def norm(self) -> Tensor:
+        """The norm of all gradients together, a scalar tensor."""
         return torch.nn.utils.get_total_norm(self._gradients())
 
     def step(self, step: int, norm: Tensor) -> float:
-        """Move the weights by the gradients that `backward` took, of norm `norm`; returns the learning rate."""
+        """Move the weights by their gradients, of norm `norm`; returns the learning rate."""
         if self._config.clip:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, self._config.clip, norm)
         rate = learning_rate(step, self._steps, self._config)
