@@ -9,7 +9,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from unrolled.checkpoint import CheckpointError, Training, latest, load, load_training, save_model, save_step
+from unrolled import disk
+from unrolled.checkpoint import (
+    CheckpointError,
+    CheckpointWarning,
+    Training,
+    latest,
+    load,
+    load_training,
+    newest_whole,
+    save_model,
+    save_step,
+)
 from unrolled.manifest import MANIFEST
 from unrolled.model import LanguageModel, ModelConfig
 from unrolled.tokens import ByteTokenizer, CharTokenizer
@@ -35,6 +46,10 @@ def training(step: int = 3) -> Training:
 def saved(tmp_path: Path) -> Path:
     save_model(tmp_path / "model", model(), TOKENIZER, training())
     return tmp_path / "model"
+
+
+def steps(run: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in run.iterdir() if path.name.startswith("step-"))
 
 
 def rewrite(directory: Path, name: str, data: bytes) -> None:
@@ -194,18 +209,103 @@ def test_directories_that_hold_no_model(tmp_path: Path, saved: Path) -> None:
         load(tmp_path)
 
 
-def test_a_run_keeps_its_newest_two_steps(tmp_path: Path) -> None:
+def test_a_run_keeps_its_newest_steps(tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert latest(run) is None
-    for step in (5, 10, 15):
+    assert newest_whole(run) is None
+    for step in (5, 10, 15, 20):
         path = save_step(run, step, model(), TOKENIZER, training(step))
-        assert path == latest(run) == run / f"step-{step:08d}"
-    assert sorted(os.listdir(run)) == ["latest", "step-00000010", "step-00000015"]
-    assert (run / "latest").read_text() == "step-00000015\n"
-    assert load(run).directory == run / "step-00000015"
-    assert load(run).training == {"step": 15, "config": {"lr": 0.5}}
-    assert load_training(run).record["step"] == 15
+        assert path == latest(run) == newest_whole(run) == run / f"step-{step:08d}"
+    assert steps(run) == [10, 15, 20]
+    assert (run / "latest").read_text() == "step-00000020\n"
+    assert load(run).directory == run / "step-00000020"
+    assert load(run).training == {"step": 20, "config": {"lr": 0.5}}
+    assert load_training(run).record["step"] == 20
     assert load(run / "step-00000010").training == {"step": 10, "config": {"lr": 0.5}}
+    save_step(run, 25, model(), TOKENIZER, training(25), keep=1)
+    assert steps(run) == [25]
+
+
+def test_the_best_stays(tmp_path: Path) -> None:
+    for step in (5, 10, 15, 20):
+        save_step(tmp_path, step, model(), TOKENIZER, training(step), keep=1, best=step in (5, 10))
+    assert steps(tmp_path) == [10, 20]
+    assert (tmp_path / "best").read_text() == "step-00000010\n"
+    for given in (load(tmp_path, "best"), load(tmp_path / "best"), load(tmp_path, which="best")):
+        assert given.training == {"step": 10, "config": {"lr": 0.5}}
+    assert load(tmp_path).directory == load(tmp_path / "latest").directory == tmp_path / "step-00000020"
+    save_step(tmp_path, 20, model(), TOKENIZER, training(20), keep=1, best=True)
+    assert steps(tmp_path) == [20]
+    with pytest.raises(ValueError, match='which must be "latest" or "best", got \'bset\''):
+        load(tmp_path, "bset")  # type: ignore[arg-type]
+
+
+def test_a_run_without_a_best_model(tmp_path: Path) -> None:
+    save_step(tmp_path, 5, model(), TOKENIZER, training(5))
+    for path, which in ((tmp_path, "best"), (tmp_path / "best", "latest")):
+        with pytest.raises(CheckpointError, match=r"has no best model, .*; name its newest one: .*"):
+            load(path, which)
+
+
+def damage(directory: Path, name: str = "weights.safetensors") -> None:
+    data = (directory / name).read_bytes()
+    (directory / name).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+
+
+def test_the_newest_whole_model_takes_the_place_of_a_damaged_one(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save_step(tmp_path, step, model(), TOKENIZER, training(step), best=step == 10)
+    damage(tmp_path / "step-00000015", "training.safetensors")
+    said = r"step-00000010 is taken in place of the newest model: .*15.training\.safetensors is not what was saved"
+    with pytest.warns(CheckpointWarning, match=said) as record:
+        assert load(tmp_path).directory.name == "step-00000010"
+    assert [warning.filename for warning in record] == [__file__]
+    for read in (lambda run: load_training(run).record["step"], lambda run: int(newest_whole(run).name[5:])):
+        with pytest.warns(CheckpointWarning, match=said):
+            assert read(tmp_path) == 10
+    assert load(tmp_path, "best").directory.name == "step-00000010"
+    damage(tmp_path / "step-00000010")
+    with pytest.warns(CheckpointWarning, match=r"step-00000005 is taken in place of the best model: .*10.weights"):
+        assert load(tmp_path, "best").directory.name == "step-00000005"
+    (tmp_path / "step-00000005" / MANIFEST).unlink()
+    for read in (load, load_training, newest_whole):
+        with pytest.raises(CheckpointError, match=r"15.training\.safetensors is not what was saved"):
+            read(tmp_path)
+
+
+def test_a_damaged_model_that_is_named_is_not_replaced_by_another(tmp_path: Path) -> None:
+    for step in (5, 10):
+        save_step(tmp_path, step, model(), TOKENIZER, training(step))
+    damage(tmp_path / "step-00000010")
+    with pytest.raises(CheckpointError, match=r"is not what was saved.*use another model directory of this run"):
+        load(tmp_path / "step-00000010")
+
+
+def test_a_damaged_model_is_written_anew_when_training_comes_there(tmp_path: Path) -> None:
+    for step in (5, 10, 15):
+        save_step(tmp_path, step, model(), TOKENIZER, training(step))
+    for step in (10, 15):
+        damage(tmp_path / f"step-{step:08d}")
+    save_step(tmp_path, 10, model(), TOKENIZER, training(10))
+    assert steps(tmp_path) == [5, 10], "what comes after the step is of a future that comes otherwise"
+    assert load(tmp_path).directory.name == "step-00000010"
+    damage(tmp_path / "step-00000010")
+    save_step(tmp_path, 10, model(), TOKENIZER, training(10))
+    assert load(tmp_path).directory.name == "step-00000010"
+
+
+def test_an_old_model_that_can_not_be_removed_is_no_failed_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_step(tmp_path, 5, model(), TOKENIZER, training(5))
+
+    def fail(*_: object) -> None:
+        raise OSError(13, "Permission denied")
+
+    monkeypatch.setattr(disk, "remove_file", fail)
+    with pytest.warns(CheckpointWarning, match="step-00000005 can't be removed: Permission denied"):
+        save_step(tmp_path, 10, model(), TOKENIZER, training(10), keep=1)
+    assert load(tmp_path).directory.name == "step-00000010"
 
 
 def test_saving_a_step_twice_writes_once(tmp_path: Path) -> None:
@@ -229,9 +329,22 @@ def test_what_crashes_leave_is_cleared_away_and_other_files_are_not(tmp_path: Pa
     assert load_training(tmp_path).record["step"] == 10
 
 
-def test_latest_that_names_nothing(tmp_path: Path) -> None:
-    save_step(tmp_path, 5, model(), TOKENIZER, training(5))
-    for text in ("step-00000007\n", "", "../elsewhere", "\x00"):
-        (tmp_path / "latest").write_text(text)
+def test_pointers_that_name_nothing(tmp_path: Path) -> None:
+    save_step(tmp_path, 5, model(), TOKENIZER, training(5), best=True)
+    for text in ("step-00000007\n", "", "../elsewhere", "\x00", "\xff" * 1000):
+        for which in ("latest", "best"):
+            (tmp_path / which).write_text(text, encoding="latin-1")
+            with pytest.warns(
+                CheckpointWarning, match=rf"step-00000005 is taken .*{which} names .*, which is not there"
+            ):
+                assert load(tmp_path, which).training == {"step": 5, "config": {"lr": 0.5}}
         with pytest.raises(CheckpointError, match="which is not there; write one of these into it: step-00000005"):
-            load(tmp_path)
+            latest(tmp_path)
+
+
+def test_a_run_without_latest_goes_on_from_its_newest_model(tmp_path: Path) -> None:
+    """The first save of a run ended between the two renames."""
+    for step in (5, 100_000_000):
+        save_step(tmp_path, step, model(), TOKENIZER, training(step))
+    (tmp_path / "latest").unlink()
+    assert load(tmp_path).directory == newest_whole(tmp_path) == tmp_path / "step-100000000"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from unrolled import disk
 from unrolled.manifest import (
     MANIFEST,
     CheckpointError,
@@ -58,7 +59,7 @@ def _umask() -> int:
 
 
 def test_everything_is_synced_and_the_name_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The order that makes it safe: each file, the manifest last, the directory, the rename, the parent."""
+    """The order that makes it safe: parent, files, the manifest last, the directory, the rename, the parent."""
     happened: list[str] = []
     fsync, rename = os.fsync, os.rename
 
@@ -75,7 +76,7 @@ def test_everything_is_synced_and_the_name_comes_last(tmp_path: Path, monkeypatc
     monkeypatch.setattr(os, "fsync", recorded_fsync)
     monkeypatch.setattr(os, "rename", recorded_rename)
     write_directory(tmp_path / "runs" / "model", {}, CONTENTS)
-    assert happened == ["a.json", "b.bin", "empty", MANIFEST, "model", "rename to model", "runs"]
+    assert happened == [tmp_path.name, "a.json", "b.bin", "empty", MANIFEST, "model", "rename to model", "runs"]
 
 
 @pytest.mark.parametrize("broken", ["fsync", "rename"])
@@ -125,6 +126,15 @@ def test_a_missing_file_is_named(written: Path) -> None:
         read_directory(written, keep=[])
 
 
+def test_a_file_that_the_disk_does_not_give_is_named(written: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(hashlib, "file_digest", fail)
+    with pytest.raises(CheckpointError, match=r"a\.json can't be read: Input/output error; restore it"):
+        read_directory(written, keep=[])
+
+
 @pytest.mark.parametrize("text", ["", "{", "[]", "\xff", "[" * 100_000, "null", '{"format": '])
 def test_a_manifest_that_is_none(written: Path, text: str) -> None:
     (written / MANIFEST).write_bytes(text.encode("latin-1"))
@@ -161,6 +171,21 @@ def test_a_manifest_with_something_else_in_it(written: Path, fields: dict[str, o
         read_directory(written, keep=[])
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"a": 1, "a": 2}', "a key is there twice"),
+        ('{"a": {"b": 1, "c": 2, "b": 3}}', "a key is there twice"),
+        ('{"a": NaN}', "NaN is no finite number"),
+        ('{"a": -Infinity}', "-Infinity is no finite number"),
+        ('{"a": 1e999}', "1e999 is no finite number"),
+    ],
+)
+def test_json_means_one_thing_only(text: str, message: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"a\.json is not JSON \({message}\); it is damaged"):
+        decode_json(Path("a.json"), text.encode())
+
+
 def test_large_json_is_not_parsed() -> None:
     with pytest.raises(CheckpointError, match="larger than such a file ever is"):
         decode_json(Path("a.json"), b" " * (2**24 + 1))
@@ -187,7 +212,7 @@ def test_removal_and_its_leftovers(written: Path, monkeypatch: pytest.MonkeyPatc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", interrupted)
+        patch.setattr(disk, "remove_file", interrupted)
         with pytest.raises(KeyboardInterrupt):
             remove(written)
     (left,) = written.parent.iterdir()

@@ -2,7 +2,8 @@
 
 A model directory holds `config.json`, `tokenizer.json` and `weights.safetensors`; where training can go on from it,
 also `training.json` and `training.safetensors`; and `manifest.json`, written last, with every file's size and sha256.
-A run directory holds model directories `step-00000800` and the small file `latest`, the name of the newest one.
+A run directory holds model directories `step-00000800` and the small files `latest` and `best`, each of which holds the
+name of one.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import difflib
 import os
 import re
 import tempfile
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeVar, get_args
 
 import safetensors
 import safetensors.torch
@@ -25,6 +27,7 @@ from . import __version__
 from .manifest import (
     MANIFEST,
     CheckpointError,
+    CheckpointWarning,
     check_version,
     decode_json,
     encode_json,
@@ -40,25 +43,31 @@ from .tokens import Tokenizer, TokenizerError, load_tokenizer
 
 __all__ = [
     "CheckpointError",
+    "CheckpointWarning",
     "Run",
     "Training",
     "check_shapes",
     "latest",
     "load",
     "load_training",
+    "newest_whole",
     "save_model",
     "save_step",
     "step_name",
 ]
 
-LATEST = "latest"
+Which = Literal["latest", "best"]
+LATEST, BEST = get_args(Which)
+KEEP = 3
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "weights.safetensors"
 RECORD, TENSORS = "training.json", "training.safetensors"
 
 _STEP = re.compile(r"step-\d{8,}")
+_WORDS = {LATEST: "newest", BEST: "best"}
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 PathLike = str | os.PathLike[str]
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,12 +114,159 @@ def save_model(
     write_directory(Path(directory), {"unrolled": __version__, "torch": str(torch.__version__)}, contents)
 
 
-def load(directory: PathLike) -> Run:
-    """The model in a model directory, or the newest one of a run directory, verified, in evaluation mode, on the CPU.
+def load(directory: PathLike, which: Which = "latest") -> Run:
+    """The model in a model directory, or a run's newest or best one: verified, in evaluation mode, on the CPU.
 
+    Where a run's model is damaged, the newest one that is not is loaded, and a CheckpointWarning names the bad file.
     Raises CheckpointError for whatever is missing, damaged, of another version, or does not fit together.
     """
-    path = _model_directory(Path(directory))
+    return _first(Path(directory), which, _load)
+
+
+def load_training(directory: PathLike) -> Training:
+    """What `save_model` was given as `training`, verified. CheckpointError where the model was saved without it."""
+    return _first(Path(directory), LATEST, _load_training)
+
+
+def newest_whole(run: PathLike) -> Path | None:
+    """The model directory from which a run goes on; None where it has none.
+
+    It is the one that `latest` names; or, with a CheckpointWarning, the newest that verifies where that one does not.
+    """
+    run = Path(run)
+    return _first(run, LATEST, _verified) if (run / LATEST).exists() or _steps(run) else None
+
+
+def save_step(
+    run: PathLike,
+    step: int,
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    training: Training,
+    *,
+    keep: int = KEEP,
+    best: bool = False,
+) -> Path:
+    """Save step `step` of a run, name it in `latest`, with `best` also in `best`, and only then remove older models.
+
+    The newest `keep` stay, and the one that `best` names. At every moment `latest` names a whole model. If it is
+    this step's already, the model is not written again.
+    """
+    run = Path(run)
+    target = run / step_name(step)
+    for entry in _entries(run):
+        if is_leftover(entry):
+            remove(entry)  # before anything is written: it may take the room of a whole model
+    if named(run, LATEST) != target or not _is_whole(target):
+        if target.exists():
+            # Damaged, or from a run that ended between the two renames: `latest` never came to name it.
+            remove(target)
+        save_model(target, model, tokenizer, training)
+        _name(run, LATEST, target)
+    if best:
+        _name(run, BEST, target)
+    _retire(run, target, keep)
+    return target
+
+
+def _retire(run: Path, newest: Path, keep: int) -> None:
+    """Remove all models but the last `keep` up to `newest`; later ones are of a future that will come otherwise."""
+    steps = _steps(run)
+    last = steps[: steps.index(newest) + 1][-keep:]
+    for entry in steps:
+        if entry not in last and entry != named(run, BEST):
+            try:
+                remove(entry)
+            except OSError as error:
+                warnings.warn(CheckpointWarning(f"{entry} can't be removed: {error.strerror}"), stacklevel=3)
+
+
+def step_name(step: int) -> str:
+    return f"step-{step:08d}"
+
+
+def latest(run: PathLike) -> Path | None:
+    """The model directory that a run's `latest` names; None where no model has been saved."""
+    return named(Path(run), LATEST, strict=True)
+
+
+def named(run: Path, which: str, *, strict: bool = False) -> Path | None:
+    """The model directory that `latest` or `best` names, or None; `strict`: CheckpointError if it isn't there."""
+    try:
+        with open(run / which, "rb") as file:
+            name = file.read(100).decode("utf-8", "replace").strip()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    if _STEP.fullmatch(name) and (run / name).is_dir():
+        return run / name
+    if strict:
+        there = ", ".join(path.name for path in _steps(run))
+        hint = f"write one of these into it: {there}" if there else "and the run has no model directory"
+        raise CheckpointError(f"{run / which} names {name[:80]!r}, which is not there; {hint}")
+    return None
+
+
+def _name(run: Path, which: str, target: Path) -> None:
+    replace_file(run / which, f"{target.name}\n".encode())
+
+
+def _entries(run: Path) -> list[Path]:
+    return list(run.iterdir()) if run.is_dir() else []
+
+
+def _steps(run: Path) -> list[Path]:
+    """The model directories of a run, the newest one last."""
+    return sorted((path for path in _entries(run) if _STEP.fullmatch(path.name)), key=lambda path: int(path.name[5:]))
+
+
+def _first(path: Path, which: Which, read: Callable[[Path], _T]) -> _T:
+    """What `read` makes of a model directory, or of the first model of a run of which it makes something.
+
+    The first one is that which was asked for, then comes the newest and so on.
+    """
+    if which not in (LATEST, BEST):
+        raise ValueError(f'which must be "{LATEST}" or "{BEST}", got {which!r}')
+    run = path
+    if path.name in (LATEST, BEST) and not path.is_dir() and path.parent.is_dir():
+        run, which = path.parent, path.name  # type: ignore[assignment]
+    if not (run / LATEST).exists() and ((run / MANIFEST).exists() or not _steps(run)):
+        return read(_model_directory(path))
+    if which == BEST and not (run / BEST).exists():
+        raise CheckpointError(
+            f"{run} has no best model, which takes an evaluation on validation text; name its newest one: {run}"
+        )
+    asked, problems = None, []
+    try:
+        asked = named(run, which, strict=True)
+    except CheckpointError as error:
+        problems.append(error)
+    for directory in dict.fromkeys([*([asked] if asked else []), *reversed(_steps(run))]):
+        try:
+            result = read(directory)
+        except CheckpointError as error:
+            problems.append(error)
+        else:
+            if problems:
+                instead = f"{run}: {directory.name} is taken in place of the {_WORDS[which]} model"
+                warnings.warn(CheckpointWarning(f"{instead}: {problems[0]}"), stacklevel=3)
+            return result
+    raise problems[0]
+
+
+def _verified(path: Path) -> Path:
+    _contents(path)
+    return path
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        _contents(path)
+    except CheckpointError:
+        return False
+    return True
+
+
+def _load(path: Path) -> Run:
     contents = _contents(path, CONFIG, TOKENIZER, WEIGHTS, RECORD)
     config = _config(path, contents[CONFIG])
     try:
@@ -127,53 +283,13 @@ def load(directory: PathLike) -> Run:
     return Run(model, tokenizer, config, path, record)
 
 
-def load_training(directory: PathLike) -> Training:
-    """What `save_model` was given as `training`, verified. CheckpointError where the model was saved without it."""
-    path = _model_directory(Path(directory))
+def _load_training(path: Path) -> Training:
     contents = _contents(path, RECORD, TENSORS)
     if RECORD not in contents or TENSORS not in contents:
         raise CheckpointError(
             f"{path} was saved without its training state, so that training can't go on from it; it still generates"
         )
     return Training(decode_json(path / RECORD, contents[RECORD]), _tensors(path / TENSORS, contents[TENSORS]))
-
-
-def save_step(run: PathLike, step: int, model: LanguageModel, tokenizer: Tokenizer, training: Training) -> Path:
-    """Save step `step` of a run, name it in `latest`, and then remove all but this model directory and the one before.
-
-    At every moment `latest` names a whole model. Nothing is written if it names this step already.
-    """
-    run = Path(run)
-    target, before = run / step_name(step), latest(run)
-    if target == before:
-        return target
-    if target.exists():
-        # From a run that ended between the two renames; `latest` never came to name it.
-        remove(target)
-    save_model(target, model, tokenizer, training)
-    replace_file(run / LATEST, f"{target.name}\n".encode())
-    for entry in list(run.iterdir()):
-        if entry not in (target, before) and (_STEP.fullmatch(entry.name) or is_leftover(entry)):
-            remove(entry)
-    return target
-
-
-def step_name(step: int) -> str:
-    return f"step-{step:08d}"
-
-
-def latest(run: PathLike) -> Path | None:
-    """The model directory that a run's `latest` names; None where no model has been saved."""
-    run = Path(run)
-    try:
-        name = (run / LATEST).read_text(encoding="utf-8", errors="replace").strip()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    if not _STEP.fullmatch(name) or not (run / name).is_dir():
-        there = sorted(entry.name for entry in run.iterdir() if _STEP.fullmatch(entry.name))
-        hint = f"write one of these into it: {', '.join(there)}" if there else "and the run has no model directory"
-        raise CheckpointError(f"{run / LATEST} names {name[:80]!r}, which is not there; {hint}")
-    return run / name
 
 
 def _contents(path: Path, *keep: str) -> dict[str, bytes]:
@@ -197,9 +313,7 @@ def _packed(tensors: Mapping[str, Tensor]) -> bytes:
 
 
 def _model_directory(path: Path) -> Path:
-    newest = latest(path)
-    if newest is not None:
-        return newest
+    """`path`, if it may be a model directory; for anything else, a sentence with what to pass in its place."""
     if (path / MANIFEST).exists():
         return path
     if not path.exists():

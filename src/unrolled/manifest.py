@@ -1,21 +1,23 @@
 """A directory that is written whole or not at all, and whose manifest tells damage before a byte of it is used.
 
 Every file is synced to disk before the manifest, which is the last one; the directory gets its name only then. All
-writing of saved models goes through here.
+writing of saved models goes through here, and from here through `disk`. docs/crash-safety.md explains the order.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-import os
+import math
 import re
 import secrets
-import shutil
 import stat
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
+
+from . import disk
 
 MANIFEST = "manifest.json"
 FORMAT = "unrolled-model"
@@ -30,6 +32,10 @@ class CheckpointError(ValueError):
     """A directory that isn't a whole and undamaged model; the message names the file and what is wrong with it."""
 
 
+class CheckpointWarning(UserWarning):
+    """An older model was taken, since the one that was asked for is damaged, or something old can't be removed."""
+
+
 def write_directory(target: Path, header: Mapping[str, str], contents: Mapping[str, bytes]) -> None:
     """Write the files of a new directory, then a manifest: the format, `header`, every file's size and sha256.
 
@@ -39,21 +45,32 @@ def write_directory(target: Path, header: Mapping[str, str], contents: Mapping[s
         target.rmdir()
     if target.exists():
         raise CheckpointError(f"{target} exists, and a saved model is never overwritten; choose another name")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directories(target.parent)
     sums = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in contents.items()}
     temporary = _beside(target)
-    # Not tempfile.mkdtemp, whose directories only their owner may read.
-    os.mkdir(temporary)
+    disk.make_directory(temporary)
     try:
         for name, data in contents.items():
             _write(temporary / name, data)
         _write(temporary / MANIFEST, encode_json(versioned({**header, "files": sums})))
-        _sync_directory(temporary)
-        os.rename(temporary, target)
+        disk.sync_directory(temporary)
+        disk.rename(temporary, target)
     except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
+        # What can't be removed now is what the next save removes.
+        with contextlib.suppress(OSError):
+            _remove_tree(temporary)
         raise
-    _sync_directory(target.parent)
+    disk.sync_directory(target.parent)
+
+
+def make_directories(path: Path) -> None:
+    """A directory and those above it, where they are missing, each safely on disk."""
+    if path.is_dir():
+        return
+    make_directories(path.parent)
+    with contextlib.suppress(FileExistsError):
+        disk.make_directory(path)
+    disk.sync_directory(path.parent)
 
 
 def read_directory(path: Path, *, keep: Collection[str]) -> tuple[dict[str, Any], dict[str, bytes]]:
@@ -83,24 +100,23 @@ def replace_file(path: Path, data: bytes) -> None:
     temporary = _beside(path)
     try:
         _write(temporary, data)
-        os.replace(temporary, path)
+        disk.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            disk.remove_file(temporary)
         raise
-    _sync_directory(path.parent)
+    disk.sync_directory(path.parent)
 
 
 def remove(path: Path) -> None:
     """Remove a directory, under another name first: what a crash leaves half-removed must not look like a model."""
-    if is_leftover(path):
-        doomed = path
-    else:
+    doomed = path
+    if not is_leftover(path):
         doomed = _beside(path)
-        os.rename(path, doomed)
-    if doomed.is_dir():
-        shutil.rmtree(doomed)
-    else:
-        doomed.unlink()
+        disk.rename(path, doomed)
+        # Else a power cut might keep the removal of its files and lose its new name.
+        disk.sync_directory(path.parent)
+    _remove_tree(doomed)
 
 
 def is_leftover(path: Path) -> bool:
@@ -128,15 +144,29 @@ def encode_json(value: Mapping[str, Any]) -> bytes:
 
 
 def decode_json(path: Path, raw: bytes) -> dict[str, Any]:
-    """The JSON object in `raw`, the contents of the file `path`."""
+    """The JSON object in `raw`, the contents of the file `path`. Finite numbers only, and no key twice."""
     if len(raw) > _LARGEST_JSON:
         raise CheckpointError(f"{path} is larger than such a file ever is ({_LARGEST_JSON} bytes); it is damaged")
     try:
-        value = json.loads(raw)
+        value = json.loads(raw, object_pairs_hook=_unique, parse_float=_finite, parse_constant=_finite)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON ({error}); it is damaged") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is not a JSON object; it is damaged")
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        raise ValueError("a key is there twice")
+    return value
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:20]} is no finite number")
     return value
 
 
@@ -145,20 +175,18 @@ def _beside(path: Path) -> Path:
 
 
 def _write(path: Path, data: bytes) -> None:
-    with open(path, "xb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    with disk.create(path) as file:
+        disk.write(file, data)
+        disk.sync(file)
 
 
-def _sync_directory(directory: Path) -> None:
-    if os.name == "nt":  # Windows has no handle to a directory that could be synced
-        return
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _remove_tree(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        for entry in sorted(path.iterdir()):
+            _remove_tree(entry)
+        disk.remove_directory(path)
+    else:
+        disk.remove_file(path)
 
 
 def _small(path: Path) -> bytes:
@@ -172,15 +200,19 @@ def _small(path: Path) -> bytes:
 def _checked(path: Path, size: int, sha256: str, *, keep: bool) -> bytes | None:
     try:
         info = path.stat()
+        if not stat.S_ISREG(info.st_mode):
+            raise CheckpointError(f"{path} is not a file; {_ELSE}")
+        if info.st_size != size:
+            raise CheckpointError(
+                f"{path} has {info.st_size} bytes, and {MANIFEST} says {size}: it is damaged; {_ELSE}"
+            )
+        with open(path, "rb") as file:
+            data = file.read() if keep else None
+            digest = hashlib.file_digest(file, "sha256") if data is None else hashlib.sha256(data)
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; {_ELSE}") from None
-    if not stat.S_ISREG(info.st_mode):
-        raise CheckpointError(f"{path} is not a file; {_ELSE}")
-    if info.st_size != size:
-        raise CheckpointError(f"{path} has {info.st_size} bytes, and {MANIFEST} says {size}: it is damaged; {_ELSE}")
-    with open(path, "rb") as file:
-        data = file.read() if keep else None
-        digest = hashlib.file_digest(file, "sha256") if data is None else hashlib.sha256(data)
+    except OSError as error:
+        raise CheckpointError(f"{path} can't be read: {error.strerror}; {_ELSE}") from None
     if digest.hexdigest() != sha256:
         raise CheckpointError(
             f"{path} is not what was saved: its sha256 is not the one in {MANIFEST}; it is damaged; {_ELSE}"
