@@ -12,7 +12,6 @@ import torch
 from unrolled import disk
 from unrolled.checkpoint import (
     CheckpointError,
-    CheckpointWarning,
     Training,
     latest,
     load,
@@ -21,6 +20,7 @@ from unrolled.checkpoint import (
     save_model,
     save_step,
 )
+from unrolled.disk import DiskWarning
 from unrolled.manifest import MANIFEST
 from unrolled.model import LanguageModel, ModelConfig
 from unrolled.tokens import ByteTokenizer, CharTokenizer
@@ -257,15 +257,15 @@ def test_the_newest_whole_model_takes_the_place_of_a_damaged_one(tmp_path: Path)
         save_step(tmp_path, step, model(), TOKENIZER, training(step), best=step == 10)
     damage(tmp_path / "step-00000015", "training.safetensors")
     said = r"step-00000010 is taken in place of the newest model: .*15.training\.safetensors is not what was saved"
-    with pytest.warns(CheckpointWarning, match=said) as record:
+    with pytest.warns(DiskWarning, match=said) as record:
         assert load(tmp_path).directory.name == "step-00000010"
     assert [warning.filename for warning in record] == [__file__]
     for read in (lambda run: load_training(run).record["step"], lambda run: int(newest_whole(run).name[5:])):
-        with pytest.warns(CheckpointWarning, match=said):
+        with pytest.warns(DiskWarning, match=said):
             assert read(tmp_path) == 10
     assert load(tmp_path, "best").directory.name == "step-00000010"
     damage(tmp_path / "step-00000010")
-    with pytest.warns(CheckpointWarning, match=r"step-00000005 is taken in place of the best model: .*10.weights"):
+    with pytest.warns(DiskWarning, match=r"step-00000005 is taken in place of the best model: .*10.weights"):
         assert load(tmp_path, "best").directory.name == "step-00000005"
     (tmp_path / "step-00000005" / MANIFEST).unlink()
     for read in (load, load_training, newest_whole):
@@ -303,7 +303,7 @@ def test_an_old_model_that_can_not_be_removed_is_no_failed_save(
         raise OSError(13, "Permission denied")
 
     monkeypatch.setattr(disk, "remove_file", fail)
-    with pytest.warns(CheckpointWarning, match="step-00000005 can't be removed: Permission denied"):
+    with pytest.warns(DiskWarning, match="step-00000005 can't be removed: Permission denied"):
         save_step(tmp_path, 10, model(), TOKENIZER, training(10), keep=1)
     assert load(tmp_path).directory.name == "step-00000010"
 
@@ -334,9 +334,7 @@ def test_pointers_that_name_nothing(tmp_path: Path) -> None:
     for text in ("step-00000007\n", "", "../elsewhere", "\x00", "\xff" * 1000):
         for which in ("latest", "best"):
             (tmp_path / which).write_text(text, encoding="latin-1")
-            with pytest.warns(
-                CheckpointWarning, match=rf"step-00000005 is taken .*{which} names .*, which is not there"
-            ):
+            with pytest.warns(DiskWarning, match=rf"step-00000005 is taken .*{which} names .*, which is not there"):
                 assert load(tmp_path, which).training == {"step": 5, "config": {"lr": 0.5}}
         with pytest.raises(CheckpointError, match="which is not there; write one of these into it: step-00000005"):
             latest(tmp_path)

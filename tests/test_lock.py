@@ -15,13 +15,15 @@ from pathlib import Path
 import pytest
 
 import unrolled.lock
-from unrolled.lock import LOCK_FILE, LockedError, LockWarning, locked
+from unrolled.disk import DiskWarning
+from unrolled.lock import LOCK_FILE, LockedError, locked
 
 fcntl = pytest.importorskip("fcntl")
 
 HOLDER = """
 import sys
 from pathlib import Path
+from unrolled.disk import DiskWarning
 from unrolled.lock import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
@@ -106,7 +108,7 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(fcntl, "flock", fail)
     with (
         pytest.warns(
-            LockWarning, match=r"has no locks \(.+\): see to it that no second trainer writes there"
+            DiskWarning, match=r"has no locks \(.+\): see to it that no second trainer writes there"
         ) as record,
         locked(tmp_path),
     ):

@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from . import __version__
+from .disk import DiskWarning
 from .manifest import (
     MANIFEST,
     CheckpointError,
-    CheckpointWarning,
     check_version,
     decode_json,
     encode_json,
@@ -43,7 +43,6 @@ from .tokens import Tokenizer, TokenizerError, load_tokenizer
 
 __all__ = [
     "CheckpointError",
-    "CheckpointWarning",
     "Run",
     "Training",
     "check_shapes",
@@ -117,7 +116,7 @@ def save_model(
 def load(directory: PathLike, which: Which = "latest") -> Run:
     """The model in a model directory, or a run's newest or best one: verified, in evaluation mode, on the CPU.
 
-    Where a run's model is damaged, the newest one that is not is loaded, and a CheckpointWarning names the bad file.
+    Where a run's model is damaged, the newest one that is not is loaded, and a DiskWarning names the bad file.
     Raises CheckpointError for whatever is missing, damaged, of another version, or does not fit together.
     """
     return _first(Path(directory), which, _load)
@@ -131,7 +130,7 @@ def load_training(directory: PathLike) -> Training:
 def newest_whole(run: PathLike) -> Path | None:
     """The model directory from which a run goes on; None where it has none.
 
-    It is the one that `latest` names; or, with a CheckpointWarning, the newest that verifies where that one does not.
+    It is the one that `latest` names; or, with a DiskWarning, the newest that verifies where that one does not.
     """
     run = Path(run)
     return _first(run, LATEST, _verified) if (run / LATEST).exists() or _steps(run) else None
@@ -178,7 +177,7 @@ def _retire(run: Path, newest: Path, keep: int) -> None:
             try:
                 remove(entry)
             except OSError as error:
-                warnings.warn(CheckpointWarning(f"{entry} can't be removed: {error.strerror}"), stacklevel=3)
+                warnings.warn(DiskWarning(f"{entry} can't be removed: {error.strerror}"), stacklevel=3)
 
 
 def step_name(step: int) -> str:
@@ -248,7 +247,7 @@ def _first(path: Path, which: Which, read: Callable[[Path], _T]) -> _T:
         else:
             if problems:
                 instead = f"{run}: {directory.name} is taken in place of the {_WORDS[which]} model"
-                warnings.warn(CheckpointWarning(f"{instead}: {problems[0]}"), stacklevel=3)
+                warnings.warn(DiskWarning(f"{instead}: {problems[0]}"), stacklevel=3)
             return result
     raise problems[0]
 

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 
+class DiskWarning(UserWarning):
+    """What training or loading goes on in spite of: a damaged model, a full disk, a file system without locks."""
+
+
 def create(path: Path) -> BinaryIO:
     """A new file to write to; FileExistsError if the name is taken. Unbuffered: nothing fails later, at `close`."""
     return open(path, "xb", buffering=0)

@@ -15,6 +15,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .disk import DiskWarning
+
 LOCK_FILE = "lock"
 # Of what `flock` and `locking` report: the lock is another's; there are no locks here.
 _TAKEN = (errno.EWOULDBLOCK, errno.EACCES, errno.EDEADLK)
@@ -25,10 +27,6 @@ _LOCKED_BYTE = 1 << 30
 
 class LockedError(ValueError):
     """Another trainer writes into this run's directory; the message names it."""
-
-
-class LockWarning(UserWarning):
-    """The file system of a run's directory has no locks, so that nothing keeps a second trainer out."""
 
 
 @contextmanager
@@ -67,7 +65,7 @@ def _acquired(file: BinaryIO, path: Path) -> bool:
         if error.errno not in _NO_LOCKS:
             raise
         warnings.warn(
-            LockWarning(
+            DiskWarning(
                 f"the file system of {path.parent} has no locks ({error.strerror}): see to it that no second trainer "
                 "writes there"
             ),

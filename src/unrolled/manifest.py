@@ -32,10 +32,6 @@ class CheckpointError(ValueError):
     """A directory that isn't a whole and undamaged model; the message names the file and what is wrong with it."""
 
 
-class CheckpointWarning(UserWarning):
-    """An older model was taken, since the one that was asked for is damaged, or something old can't be removed."""
-
-
 def write_directory(target: Path, header: Mapping[str, str], contents: Mapping[str, bytes]) -> None:
     """Write the files of a new directory, then a manifest: the format, `header`, every file's size and sha256.
 
