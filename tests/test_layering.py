@@ -45,6 +45,7 @@ ARROWS: dict[str, set[str]] = {
     "tokens": set(),
     "corpus": {"tokens"},
     "lanes": {"corpus"},
+    "truncated": {"state"},
     "loss": set(),
     "model": {"stack", "state"},
     "trace": {"stack", "model"},
@@ -69,19 +70,20 @@ ARROWS: dict[str, set[str]] = {
     "events": {"config", "evaluate"},
     "journal": {"disk"},
     "lock": {"disk"},
-    "optimize": {"config", "model"},
+    "optimize": {"config"},
     "machine": {"config"},
-    "learner": {"model", "lanes", "loss", "state", "checkpoint", "config", "machine", "optimize"},
-    "resume": {"checkpoint", "config", "corpus", "evaluate", "model"},
+    "state_layout": {"model"},
+    "learner": {"lanes", "loss", "config", "machine", "optimize", "state_layout"},
+    "resume": {"checkpoint", "config", "corpus", "evaluate"},
     "run_directory": {"checkpoint", "config", "journal", "model", "resume", "tokens"},
     "train": {
         *("model", "lanes", "evaluate", "generate", "checkpoint", "corpus"),
-        *("config", "events", "machine", "learner", "resume", "run_directory"),
+        *("config", "events", "machine", "learner", "resume", "run_directory", "state_layout"),
     },
     "progress": {"train", "config", "events", "evaluate", "model", "trace"},
 }
 ARROWS[FRONT] = {"layer", "stack", "state", "interop", "recurrence", "stepper", "calibration"} | {
-    *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate")
+    *("tokens", "corpus", "lanes", "truncated", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate")
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}

@@ -1,7 +1,8 @@
-"""How well a model predicts a split: with its state carried over all of it, and in blocks from zeros."""
+"""How well a model predicts a split: with its state carried over all of it and in blocks from zeros, beside n-grams."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,15 +12,26 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .corpus import Split
+from .lanes import Window
 from .loss import bits_per_byte, perplexity, token_nats
 from .model import LanguageModel, evaluating
+from .ngram import NGram
 from .tokens import Tokenizer
 
 BLOCK = 256
+ORDER = 5
+# What n-grams are counted on at most: the end of the text, which is nearest to what is scored.
+COUNTED_TOKENS = 5_000_000
 # Of one call: logits of 32 MiB in float32, whatever the vocabulary.
 _LOGITS = 2**23
 _CHUNK = 1024
 _BATCH = 64
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being scored, the tokens done, and how many there are."""
+
+# Places of predictions in their block or document, and what each cost in nats.
+_Costs = Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]
 
 
 @dataclass(frozen=True)
@@ -33,64 +45,172 @@ class Score:
 
 
 @dataclass(frozen=True)
+class Bars:
+    """What counting alone reaches on the same tokens: single tokens, and grams of `order` (see `NGram`).
+
+    They were counted on the last `counted` of the training text's `tokens` tokens.
+    """
+
+    unigram: Score
+    ngram: Score
+    order: int
+    counted: int
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Evaluation:
-    """Both scores of the same tokens. `dataclasses.asdict` gives plain numbers for JSON."""
+    """Both scores of the same tokens, and the bars beside them. `dataclasses.asdict` gives plain numbers for JSON."""
 
     stateful: Score
     blocks: Score
+    bars: Bars | None = None
 
 
-def evaluate(model: LanguageModel, split: Split, tokenizer: Tokenizer, *, block: int = BLOCK) -> Evaluation:
+@dataclass(frozen=True, eq=False)
+class PositionCurve:
+    """Mean nats at each place of a block, the same tokens twice: [block] each, NaN where no block is so long.
+
+    `cold[t]` is what the prediction behind t + 1 tokens from zeros costs; `warm[t]` what the same predictions cost with
+    the state carried over all that the document has before; `tokens[t]` how many there are.
+    """
+
+    warm: NDArray[np.float64]
+    cold: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+
+
+def evaluate(
+    model: LanguageModel,
+    split: Split,
+    tokenizer: Tokenizer,
+    *,
+    block: int = BLOCK,
+    train: Split | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
     """Score a split both ways. A document's first token is predicted by nothing, so it is in neither score.
 
-    The model runs without dropout and is left in the mode in which it came. Raises ValueError for a split without a
-    token to score, and for a tokenizer of another vocabulary.
+    `train`, the text that the model learned from, gives the bars. The model runs without dropout and is left in the
+    mode in which it came. Raises ValueError for a split without a token to score, and for a tokenizer of another
+    vocabulary.
     """
-    return Evaluation(stateful(model, split, tokenizer), blocks(model, split, tokenizer, block=block))
+    both = (
+        stateful(model, split, tokenizer, progress=progress),
+        blocks(model, split, tokenizer, block=block, progress=progress),
+    )
+    return Evaluation(*both, None if train is None else bars(train, split, tokenizer))
 
 
-def stateful(model: LanguageModel, split: Split, tokenizer: Tokenizer, *, chunk: int = _CHUNK) -> Score:
+def stateful(
+    model: LanguageModel,
+    split: Split,
+    tokenizer: Tokenizer,
+    *,
+    chunk: int = _CHUNK,
+    progress: Progress | None = None,
+) -> Score:
     """One lane: the state is carried over the whole split and starts from zeros at each document.
 
     `chunk`, the tokens of one call, changes nothing but rounding and memory.
     """
-    _check(model, split, tokenizer, chunk=chunk)
-    opens = np.zeros(len(split), dtype=np.bool_)
-    opens[split.starts] = True
-    chunk = max(1, min(chunk, _LOGITS // model.config.vocabulary))
-    total, state, device = 0.0, model.zero_state(1), _device(model)
-    with torch.inference_mode(), evaluating(model):
-        for begin in range(0, len(split) - 1, chunk):
-            end = min(begin + chunk, len(split) - 1)
-            ids, openings = _tensor(split.ids[begin : end + 1], device), torch.from_numpy(opens[begin : end + 1])
-            resets = openings[None, :-1].to(device) if openings[:-1].any() else None
-            scored = ~openings[1:].to(device) if openings[1:].any() else None
-            logits, state = model(ids[None, :-1], state, resets=resets)
-            total += _sum(logits[0], ids[1:], scored)
-    return _score(total, split, tokenizer)
+    check(model, split, tokenizer, chunk=chunk)
+    costs = told(_carried(model, split, chunk), "stateful", split, progress)
+    return score(sum(float(nats.sum()) for _, nats in costs), split, tokenizer)
 
 
-def blocks(model: LanguageModel, split: Split, tokenizer: Tokenizer, *, block: int = BLOCK) -> Score:
+def blocks(
+    model: LanguageModel,
+    split: Split,
+    tokenizer: Tokenizer,
+    *,
+    block: int = BLOCK,
+    progress: Progress | None = None,
+) -> Score:
     """Blocks of `block` tokens side by side, each from zeros and none across documents, the shorter last ones too.
 
     Every prediction counts, a block's first included, so the tokens are those of `stateful`.
     """
-    _check(model, split, tokenizer, block=block)
+    check(model, split, tokenizer, block=block)
+    costs = told(_from_zeros(model, split, block), "blocks", split, progress)
+    return score(sum(float(nats.sum()) for _, nats in costs), split, tokenizer)
+
+
+def positions(
+    model: LanguageModel,
+    split: Split,
+    tokenizer: Tokenizer,
+    *,
+    block: int = BLOCK,
+    progress: Progress | None = None,
+) -> PositionCurve:
+    """What a token costs by its place in a block, from zeros and with the state carried. Errors as in `evaluate`."""
+    check(model, split, tokenizer, block=block)
+    sums, tokens = np.zeros((2, block)), np.zeros(block, np.int64)
+    passes = (_carried(model, split, _CHUNK), _from_zeros(model, split, block))
+    for total, costs, what in zip(sums, passes, ("warm", "cold"), strict=True):
+        for places, nats in told(costs, what, split, progress):
+            total += np.bincount(places % block, nats, block)
+            tokens += np.bincount(places % block, minlength=block) if what == "cold" else 0
+    with np.errstate(invalid="ignore"):
+        warm, cold = sums / tokens
+    return PositionCurve(warm, cold, tokens)
+
+
+def bars(train: Split, split: Split, tokenizer: Tokenizer, *, order: int = ORDER) -> Bars:
+    """Count `train`, or its last COUNTED_TOKENS tokens, and score `split` with single tokens and with grams."""
+    counted = train
+    if len(train) > COUNTED_TOKENS:
+        begin = len(train) - COUNTED_TOKENS
+        counted = Split(train.ids[begin:], np.append(0, train.starts[train.starts > begin] - begin))
+    unigram, ngram = (
+        score(NGram.fit(counted, tokenizer.size, length).nats(split), split, tokenizer) for length in (1, order)
+    )
+    return Bars(unigram, ngram, order, len(counted), len(train))
+
+
+def windows(split: Split, length: int, device: torch.device) -> Iterator[Window]:
+    """All of a split in one lane, `length` tokens at a time and fewer at its end; each window continues the last."""
+    for begin in range(0, len(split) - 1, length):
+        end = min(begin + length, len(split) - 1)
+        opens = np.zeros(end + 1 - begin, np.bool_)
+        first, last = np.searchsorted(split.starts, (begin, end + 1))
+        opens[split.starts[first:last] - begin] = True
+        ids, openings = _tensor(split.ids[begin : end + 1], device)[None], torch.from_numpy(opens)[None].to(device)
+        resets = openings[:, :-1] if opens[:-1].any() else None
+        scored = ~openings[:, 1:] if opens[1:].any() else None
+        yield Window(ids[:, :-1], ids[:, 1:], resets, scored)
+
+
+def _carried(model: LanguageModel, split: Split, chunk: int) -> _Costs:
+    state, begin = model.zero_state(1), 0
+    for window in windows(split, max(1, min(chunk, _LOGITS // model.config.vocabulary)), device_of(model)):
+        with torch.inference_mode(), evaluating(model):
+            logits, state = model(window.inputs, state, resets=window.resets)
+            nats = numbers(token_nats(logits, window.targets, window.scored))
+        targets = np.arange(begin + 1, begin + 1 + window.targets.shape[1])
+        depths = targets - split.starts[np.searchsorted(split.starts, targets, side="right") - 1]
+        yield depths[depths > 0] - 1, nats
+        begin += window.targets.shape[1]
+
+
+def _from_zeros(model: LanguageModel, split: Split, block: int) -> _Costs:
     begins, lengths = _cut(split, block)
     batch = max(1, min(_BATCH, _LOGITS // (block * model.config.vocabulary)))
-    total, device = 0.0, _device(model)
-    with torch.inference_mode(), evaluating(model):
-        for first in range(0, len(begins), batch):
-            some, valid = begins[first : first + batch], lengths[first : first + batch]
-            positions = some[:, None] + np.arange(int(valid.max()) + 1)
-            # Behind a shorter block's end anything may stand, as long as it is inside the array.
-            ids = _tensor(split.ids[np.minimum(positions, len(split) - 1)], device)
-            whole = bool((valid == valid[0]).all())
-            counts = None if whole else torch.from_numpy(valid).to(device)
+    device = device_of(model)
+    for first in range(0, len(begins), batch):
+        some, valid = begins[first : first + batch], lengths[first : first + batch]
+        places = np.arange(int(valid.max()) + 1)
+        # Behind a shorter block's end anything may stand, as long as it is inside the array.
+        ids = _tensor(split.ids[np.minimum(some[:, None] + places, len(split) - 1)], device)
+        inside = places[:-1] < valid[:, None]
+        counts, scored = None, None
+        if not inside.all():
+            counts, scored = torch.from_numpy(valid).to(device), torch.from_numpy(inside).to(device)
+        with torch.inference_mode(), evaluating(model):
             logits, _ = model(ids[:, :-1], lengths=counts)
-            scored = None if counts is None else torch.arange(logits.shape[1], device=device) < counts[:, None]
-            total += _sum(logits, ids[:, 1:], scored)
-    return _score(total, split, tokenizer)
+            nats = numbers(token_nats(logits, ids[:, 1:], scored))
+        yield np.broadcast_to(places[:-1], inside.shape)[inside], nats
 
 
 def _cut(split: Split, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -102,17 +222,29 @@ def _cut(split: Split, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
     return begins[order].astype(np.int64), lengths[order].astype(np.int64)
 
 
-def _sum(logits: Tensor, targets: Tensor, scored: Tensor | None) -> float:
-    # On the CPU, since not every device has float64.
-    return float(token_nats(logits, targets, scored).cpu().double().sum())
+def told(costs: _Costs, what: str, split: Split, progress: Progress | None) -> _Costs:
+    """The same costs; `progress` hears how far they are."""
+    done, tokens = 0, len(split) - len(split.starts)
+    for places, nats in costs:
+        yield places, nats
+        done += len(nats)
+        if progress is not None:
+            progress(what, done, tokens)
 
 
-def _score(total: float, split: Split, tokenizer: Tokenizer) -> Score:
+def numbers(nats: Tensor) -> NDArray[np.float64]:
+    """For sums in float64, on the CPU, since not every device has that."""
+    return nats.detach().cpu().double().numpy()
+
+
+def score(total: float, split: Split, tokenizer: Tokenizer) -> Score:
+    """From the nats of all scored tokens of a split to its rates."""
     tokens = len(split) - len(split.starts)
     return Score(total / tokens, bits_per_byte(total, split.bytes_scored(tokenizer)), perplexity(total, tokens), tokens)
 
 
-def _check(model: LanguageModel, split: Split, tokenizer: Tokenizer, **at_least_one: int) -> None:
+def check(model: LanguageModel, split: Split, tokenizer: Tokenizer, **at_least_one: int) -> None:
+    """ValueError for what can't be scored."""
     for name, value in at_least_one.items():
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1 token")
@@ -128,7 +260,8 @@ def _check(model: LanguageModel, split: Split, tokenizer: Tokenizer, **at_least_
         )
 
 
-def _device(model: LanguageModel) -> torch.device:
+def device_of(model: LanguageModel) -> torch.device:
+    """Where its weights are."""
     return next(model.parameters()).device
 
 
