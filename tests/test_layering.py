@@ -51,6 +51,7 @@ ARROWS: dict[str, set[str]] = {
     "trace": {"stack", "model"},
     "ngram": {"corpus"},
     "evaluate": {"model", "loss", "lanes", "corpus", "tokens", "ngram"},
+    "dynamic": {"evaluate", "model", "loss", "lanes", "corpus", "tokens"},
     "snapshot": set(),
     "step_arguments": {"arguments", "state"},
     "parts": {"model", "stack", "layer", "interop", "recurrence.step"},
@@ -75,15 +76,15 @@ ARROWS: dict[str, set[str]] = {
     "state_layout": {"model"},
     "learner": {"lanes", "loss", "config", "machine", "optimize", "state_layout"},
     "resume": {"checkpoint", "config", "corpus", "evaluate"},
-    "run_directory": {"checkpoint", "config", "journal", "model", "resume", "tokens"},
+    "run_directory": {"checkpoint", "config", "journal", "lock", "manifest", "model", "resume", "tokens"},
     "train": {
         *("model", "lanes", "evaluate", "generate", "checkpoint", "corpus"),
         *("config", "events", "machine", "learner", "resume", "run_directory", "state_layout"),
     },
     "progress": {"train", "config", "events", "evaluate", "model", "trace"},
 }
-ARROWS[FRONT] = {"layer", "stack", "state", "interop", "recurrence", "stepper", "calibration"} | {
-    *("tokens", "corpus", "lanes", "truncated", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate")
+ARROWS[FRONT] = {"layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"} | {
+    *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate")
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}

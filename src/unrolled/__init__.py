@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from .config import ConfigError, TrainConfig
     from .corpus import Corpus, CorpusError, Split, builtin_text, read_corpus
     from .evaluate import Evaluation, Score, blocks, evaluate, stateful
-    from .events import Evaluated, Finished, Saved, Started, StepDone
+    from .disk import DiskWarning
+    from .events import Evaluated, Finished, Saved, SaveFailed, Started, StepDone
     from .generate import Piece, generate
     from .interop import from_torch, to_torch
     from .lanes import Lanes, Window
     from .layer import LayerGradients, LayerTrace, LSTMLayer
+    from .lock import LockedError
     from .loss import bits_per_byte, nats, perplexity
     from .model import LanguageModel, ModelConfig
     from .recurrence import BackendUnavailable, Choice, backends
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
         new_tokenizer,
     )
     from .train import Trainer, TrainingError
+    from .truncated import CarriedState, TimeWindow, TimeWindows
 
 __version__ = "0.1.0"
 
@@ -61,12 +64,15 @@ _MODULES = {
     ),
     "corpus": ("read_corpus", "builtin_text", "Corpus", "Split", "CorpusError"),
     "lanes": ("Lanes", "Window"),
+    "truncated": ("CarriedState", "TimeWindows", "TimeWindow"),
     "model": ("LanguageModel", "ModelConfig"),
     "loss": ("nats", "bits_per_byte", "perplexity"),
     "evaluate": ("evaluate", "stateful", "blocks", "Evaluation", "Score"),
     "config": ("TrainConfig", "ConfigError"),
     "train": ("Trainer", "TrainingError"),
-    "events": ("Started", "StepDone", "Evaluated", "Saved", "Finished"),
+    "events": ("Started", "StepDone", "Evaluated", "Saved", "SaveFailed", "Finished"),
+    "disk": ("DiskWarning",),
+    "lock": ("LockedError",),
     "checkpoint": ("save_model", "load", "Run", "CheckpointError"),
     "generate": ("generate", "Piece"),
 }
@@ -100,6 +106,9 @@ __all__ = [
     "CorpusError",
     "Lanes",
     "Window",
+    "CarriedState",
+    "TimeWindows",
+    "TimeWindow",
     "LanguageModel",
     "ModelConfig",
     "nats",
@@ -118,11 +127,14 @@ __all__ = [
     "StepDone",
     "Evaluated",
     "Saved",
+    "SaveFailed",
     "Finished",
     "save_model",
     "load",
     "Run",
     "CheckpointError",
+    "LockedError",
+    "DiskWarning",
     "generate",
     "Piece",
 ]
