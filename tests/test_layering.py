@@ -83,8 +83,9 @@ ARROWS: dict[str, set[str]] = {
     },
     "progress": {"train", "config", "events", "evaluate", "model", "trace"},
 }
-ARROWS[FRONT] = {"layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"} | {
-    *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate")
+ARROWS[FRONT] = {
+    *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
+    *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}
