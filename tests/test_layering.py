@@ -42,8 +42,13 @@ ARROWS: dict[str, set[str]] = {
     "layer": {"recurrence", "arguments", "state"},
     "stack": {"layer", "recurrence", "arguments", "state"},
     "interop": {"layer", "stack"},
-    "tokens": set(),
-    "corpus": {"tokens"},
+    "tokenizer": set(),
+    "bpe": {"tokenizer"},
+    "tokens": {"tokenizer", "bpe"},
+    "sources": {"tokenizer"},
+    "encoding": {"sources", "tokenizer"},
+    "cache": {"disk", "encoding", "sources", "tokenizer", "tokens"},
+    "corpus": {"sources", "encoding", "cache", "tokens"},
     "lanes": {"corpus"},
     "truncated": {"state"},
     "loss": set(),
@@ -52,6 +57,8 @@ ARROWS: dict[str, set[str]] = {
     "ngram": {"corpus"},
     "evaluate": {"model", "loss", "lanes", "corpus", "tokens", "ngram"},
     "dynamic": {"evaluate", "model", "loss", "lanes", "corpus", "tokens"},
+    "score_table": {"evaluate"},
+    "scoring": {"score_table", "evaluate", "dynamic", "checkpoint", "config", "corpus"},
     "snapshot": set(),
     "step_arguments": {"arguments", "state"},
     "parts": {"model", "stack", "layer", "interop", "recurrence.step"},
@@ -81,7 +88,7 @@ ARROWS: dict[str, set[str]] = {
         *("model", "lanes", "evaluate", "generate", "checkpoint", "corpus"),
         *("config", "events", "machine", "learner", "resume", "run_directory", "state_layout"),
     },
-    "progress": {"train", "config", "events", "evaluate", "model", "trace"},
+    "progress": {"train", "config", "events", "score_table", "model", "trace"},
 }
 ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
@@ -92,6 +99,7 @@ ARROWS["__main__"] = {"cli"}
 
 # Packages beyond torch, numpy and the standard library. What `import unrolled` loads has none.
 FOREIGN: dict[str, set[str]] = {
+    "bpe": {"tokenizers"},
     "checkpoint": {"safetensors"},
     "trace": {"rich"},
     "progress": {"rich"},

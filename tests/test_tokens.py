@@ -176,12 +176,8 @@ def test_ids_of_the_wrong_kind() -> None:
 def test_new_tokenizer() -> None:
     assert new_tokenizer("byte") == ByteTokenizer()
     assert new_tokenizer("char", "ba") == CharTokenizer("ab")
-    with pytest.raises(TokenizerError) as caught:
-        new_tokenizer("bpe")
-    assert str(caught.value) == (
-        'tokens="bpe" is not in this version; use "byte" (the default) or "char" (--tokens byte, --tokens char)'
-    )
-    with pytest.raises(TokenizerError, match='tokens must be "byte" or "char", got \'word\''):
+    assert new_tokenizer("char", iter(["bc", "", "ab"])) == CharTokenizer("abc"), "in pieces"
+    with pytest.raises(TokenizerError, match='tokens must be "byte", "char" or "bpe", got \'word\''):
         new_tokenizer("word")
 
 
@@ -205,6 +201,8 @@ def test_the_saved_file(tmp_path: Path) -> None:
     }
 
 
+IDS = {"format": "unrolled-tokenizer", "version": 1, "name": "ids"}
+BPE = IDS | {"name": "bpe"}
 GOOD = {"format": "unrolled-tokenizer", "version": 1, "name": "char", "unseen": "error", "symbols": "ab"}
 
 
@@ -219,8 +217,18 @@ GOOD = {"format": "unrolled-tokenizer", "version": 1, "name": "char", "unseen": 
         (GOOD | {"format": "other"}, '"format" must be "unrolled-tokenizer"'),
         (GOOD | {"version": 2}, "version is 2 and this version of unrolled reads 1; .* pip install --upgrade unrolled"),
         ({"format": "unrolled-tokenizer"}, "version is None"),
-        (GOOD | {"name": "bpe"}, 'tokens="bpe" is not in this version'),
-        (GOOD | {"name": ["char"]}, 'tokens must be "byte" or "char"'),
+        (GOOD | {"name": "word"}, "\"name\" must be one of byte, char, bpe, ids, got 'word'"),
+        (GOOD | {"name": ["char"]}, '"name" must be one of byte, char, bpe, ids'),
+        (GOOD | {"name": "ids", "size": True}, '"size" must be a whole number, got True'),
+        (IDS | {"size": 0}, "a vocabulary of ids has 1 to 1048576 of them, got 0"),
+        (IDS | {"size": 2**40}, "a vocabulary of ids has 1 to 1048576 of them"),
+        (BPE | {"merges": "97 98"}, '"merges" must be a list'),
+        (BPE | {"merges": [[97, 98]]}, 'a merge is two ids such as "104 105", got \\[97, 98\\]'),
+        (BPE | {"merges": ["97 256"]}, "merge 97 256 joins tokens, and only 256 come before it"),
+        (BPE | {"merges": ["97 98", "97 98"]}, "merge 97 98 is there twice"),
+        (BPE | {"merges": ["97 97", *(f"{n} {n}" for n in range(256, 300))]}, "makes a token of 128 bytes, over 64"),
+        (BPE | {"merges": ["97 98"] * 2**18}, "a vocabulary has at most 262144 tokens, got 262144 merges"),
+        (b" " * (2**24 + 1), "this is larger than a tokenizer file ever is"),
         (GOOD | {"symbols": ["a", "b"]}, "\"symbols\" must be a string, got \\['a', 'b'\\]"),
         (GOOD | {"unseen": None}, '"unseen" must be a string, got None'),
         (GOOD | {"unseen": "x"}, 'unseen must be "error", "skip" or one character'),

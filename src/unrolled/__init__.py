@@ -32,9 +32,12 @@ if TYPE_CHECKING:
     from .state import LSTMState
     from .stepper import Stepper
     from .tokens import (
+        BpeTokenizer,
         ByteTokenizer,
         CharTokenizer,
+        IdTokenizer,
         StreamDecoder,
+        StreamEncoder,
         Tokenizer,
         TokenizerError,
         load_tokenizer,
@@ -56,9 +59,12 @@ _MODULES = {
     "tokens": (
         "ByteTokenizer",
         "CharTokenizer",
+        "BpeTokenizer",
+        "IdTokenizer",
         "Tokenizer",
         "TokenizerError",
         "StreamDecoder",
+        "StreamEncoder",
         "new_tokenizer",
         "load_tokenizer",
     ),
@@ -94,9 +100,12 @@ __all__ = [
     "BackendUnavailable",
     "ByteTokenizer",
     "CharTokenizer",
+    "BpeTokenizer",
+    "IdTokenizer",
     "Tokenizer",
     "TokenizerError",
     "StreamDecoder",
+    "StreamEncoder",
     "new_tokenizer",
     "load_tokenizer",
     "read_corpus",

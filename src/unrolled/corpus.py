@@ -1,38 +1,37 @@
 """Files to id streams: one for training, one for validation, one for the test."""
 
-import difflib
 import hashlib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unrolled.tokens import IntArray, Tokenizer, TokenizerError, new_tokenizer
+from .cache import key_of, store, take_up, tokenizer_file
+from .encoding import Encoded, encode, in_memory, learned_from, texts
+from .sources import PIECE, CorpusError, PathLike, Source, find
+from .tokens import (
+    BpeTokenizer,
+    ByteTokenizer,
+    CharTokenizer,
+    IdTokenizer,
+    IntArray,
+    Tokenizer,
+    new_tokenizer,
+)
+
+__all__ = ["DEFAULT_SPLIT", "Corpus", "CorpusError", "Split", "builtin_text", "read_corpus"]
 
 DEFAULT_SPLIT = (0.9, 0.05, 0.05)
-# A control byte here and there is a stray; in compressed or compiled data it is about one byte in ten.
-BINARY_SHARE = 0.05
+# Text that is held in memory all the same: encoding it again takes no time that anybody notices.
+SMALL = 2**24
 # 1/3 + 1/3 + 1/3, typed as decimals, is the whole text.
 ROUNDING = 1e-9
-_UTF8_MARK = b"\xef\xbb\xbf"
-_OTHER_MARKS = {
-    b"\xff\xfe\x00\x00": "UTF-32",
-    b"\x00\x00\xfe\xff": "UTF-32",
-    b"\xff\xfe": "UTF-16",
-    b"\xfe\xff": "UTF-16",
-}
-_CONTROL = bytes(sorted(set(range(32)) - set(b"\t\n\v\f\r\x1b"))) + b"\x7f"
-
-PathLike = str | os.PathLike[str]
-
-
-class CorpusError(ValueError):
-    """Text that can't be trained on as it is; the message says what to do about it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,10 +50,11 @@ class Split:
             raise ValueError(f"ids must be one axis of integers, got {self.ids.dtype} {list(self.ids.shape)}")
         if self.starts.ndim != 1 or not np.issubdtype(self.starts.dtype, np.integer):
             raise ValueError(f"starts must be one axis of integers, got {self.starts.dtype} {list(self.starts.shape)}")
-        ascending = bool((np.diff(self.starts) > 0).all())
+        ascending = all(bool((np.diff(some) > 0).all()) for some in _runs(self.starts, overlap=1))
         if self.starts.size == 0 or self.starts[0] != 0 or not ascending or self.starts[-1] >= self.ids.size:
             raise ValueError(
-                f"starts must begin with 0, ascend and stay below the {self.ids.size} ids, got {self.starts.tolist()}"
+                f"starts must begin with 0, ascend and stay below the {self.ids.size} ids, got "
+                f"{self.starts[:20].tolist()}{' ...' if self.starts.size > 20 else ''}"
             )
 
     def __len__(self) -> int:
@@ -62,12 +62,15 @@ class Split:
 
     def bytes_scored(self, tokenizer: Tokenizer) -> int:
         """UTF-8 bytes of every token that has a prediction: all but each document's first."""
-        return tokenizer.byte_count(self.ids) - tokenizer.byte_count(self.ids[self.starts])
+        whole = sum(tokenizer.byte_count(some) for some in _runs(self.ids))
+        return whole - sum(tokenizer.byte_count(self.ids[some]) for some in _runs(self.starts))
 
 
 @dataclass(frozen=True, eq=False)
 class Corpus:
     """The splits of a text; `val` and `test` are None where their share is 0.
+
+    `notes` are sentences for the user: what of a directory was left out, where the encoded text lies.
 
     `sha256` is that of the source bytes: one file's own, as `sha256sum` prints it; with more files, that of their sums
     in order, one a line, the validation file's line beginning with "val ".
@@ -78,6 +81,7 @@ class Corpus:
     test: Split | None
     tokenizer: Tokenizer
     sha256: str
+    notes: tuple[str, ...] = ()
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -90,11 +94,14 @@ def read_corpus(
     files: Sequence[PathLike] | PathLike,
     *,
     tokens: str = "byte",
+    vocabulary: int | None = None,
     split: Sequence[float] = DEFAULT_SPLIT,
     val: PathLike | None = None,
     tokenizer: Tokenizer | None = None,
+    separator: str = "",
+    cache: PathLike | None = None,
 ) -> Corpus:
-    """Read files, each one document, in order; `files=[]` means `builtin_text()`.
+    """Read files, directories and patterns, each file one document, in order; `files=[]` means `builtin_text()`.
 
     `split`: the shares of train, validation and test, in order over the tokens of all files together: one to three
     numbers, at most 1 together; what is left over is not used. A part ends at token int(tokens * share), and with
@@ -102,32 +109,36 @@ def read_corpus(
     `files` are training text to the last token, and a `split` of two numbers means train and test.
 
     `tokenizer` overrides `tokens`. The vocabulary of a new character tokenizer is that of the whole text, validation
-    and test included.
+    and test included; byte pairs are learned from 16 MiB of `files`, in pieces spread evenly. `.npy` files are ids
+    already: of `tokenizer`, or else of an `IdTokenizer` for as many as `vocabulary` says or the ids need.
+
+    `separator`: a document also ends behind each of these in a file; it stays a part of it.
+
+    `cache`: a directory for encoded text. A text of more than 16 MiB, and byte pairs of any, are encoded once into a
+    file there and memory-mapped; without `cache` all ids are in memory. A file belongs to the contents, in this order,
+    and to the tokenizer, and may be removed at any time.
 
     Bytes are taken as they are and line ends stay what they are. Only with character tokens is a UTF-8 byte order
     mark at a file's beginning left out: it says how to read the text and is none of it.
 
     Raises CorpusError for files and shares that can't be used, TokenizerError for `tokens` that don't exist.
     """
-    if isinstance(files, str | os.PathLike):
-        files = [files]
     shares = _shares(split, with_val=val is not None)
-    if tokens != "char":
-        tokenizer = tokenizer or new_tokenizer(tokens)
-    sources = [_read(file) for file in files] or [("the built-in text", builtin_text().encode())]
-    apart = [] if val is None else [_read(val)]
-    contents: list[str | bytes] = [raw for _, raw in sources + apart]
-    if tokenizer is None or tokenizer.name != "byte":
-        texts = [_text(name, raw, any_tokens=tokenizer is None) for name, raw in sources + apart]
-        tokenizer = tokenizer or new_tokenizer(tokens, "".join(texts))
-        contents = [*texts]
-    encoded = [_ids(name, text, tokenizer) for (name, _), text in zip(sources + apart, contents, strict=True)]
-    parts = _parts(_joined(encoded[: len(sources)]), shares, bytewise=tokenizer.name == "byte")
+    if tokenizer is None and tokens not in ("byte", "char", "bpe"):
+        new_tokenizer(tokens)
+    sources, notes = find([files] if isinstance(files, str | os.PathLike) else files)
+    sources = sources or [Source("the built-in text", raw=builtin_text().encode())]
+    apart, more = find([] if val is None else [val])
+    reading = _Reading(sources, apart, tokens, vocabulary, tokenizer, separator)
+    encoded, tokenizer, place = reading.encoded(None if cache is None else Path(cache))
+    first, last = encoded.training, len(encoded.ids)
+    parts = _parts(_within(encoded, 0, first), shares, bytewise=tokenizer.name == "byte")
     if val is not None:
-        if encoded[-1].size < 2:
+        if last - first < 2:
             raise CorpusError(f"{val} is too short to validate on: it holds 1 token, and at least 2 are needed")
-        parts["val"] = _joined(encoded[-1:])
-    return Corpus(parts["train"], parts.get("val"), parts.get("test"), tokenizer, _sha256(sources, apart))
+        parts["val"] = _within(encoded, first, last)
+    told = (*notes, *more, *place)
+    return Corpus(parts["train"], parts.get("val"), parts.get("test"), tokenizer, _sha256(sources, apart), told)
 
 
 def builtin_text() -> str:
@@ -145,69 +156,94 @@ def builtin_text() -> str:
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def _read(file: PathLike) -> tuple[str, bytes]:
-    path = Path(file)
-    try:
-        raw = path.read_bytes()
-    except FileNotFoundError:
-        folder = path.parent
-        names = os.listdir(folder) if folder.is_dir() else []
-        close = difflib.get_close_matches(path.name, names, n=1)
-        hint = f"did you mean {folder / close[0]}?" if close else f"looked in {folder.resolve()}"
-        raise CorpusError(f"{path}: there is no such file; {hint}") from None
-    except IsADirectoryError:
-        raise CorpusError(f"{path} is a directory; pass the files in it, for example {path / '*.txt'}") from None
-    except OSError as error:
-        if path.is_dir():  # Windows refuses to open a directory with "permission denied"
-            raise CorpusError(f"{path} is a directory; pass the files in it, for example {path / '*.txt'}") from None
-        raise CorpusError(f"{path} can't be read: {error.strerror}") from None
-    if not raw:
-        raise CorpusError(f"{path} is empty; leave it out, or pass a file with text in it")
-    return str(path), raw
+@dataclass(frozen=True)
+class _Reading:
+    """What decides the ids of a text, but for where they are kept."""
+
+    sources: list[Source]
+    apart: list[Source]
+    tokens: str
+    vocabulary: int | None
+    given: Tokenizer | None
+    separator: str
+
+    def encoded(self, cache: Path | None) -> tuple[Encoded, Tokenizer, list[str]]:
+        """The ids, their tokenizer, and a note on the file that holds them."""
+        tokenizer = self.given or self._known()
+        if cache is None or not self._worth_keeping(tokenizer):
+            tokenizer = tokenizer or self._made()
+            return in_memory(self.sources, self.apart, tokenizer, self.separator), tokenizer, []
+        key = key_of(self._description(tokenizer))
+        kept = take_up(cache, key)
+        if kept is not None:
+            return *kept, [f"encoded text taken up from {cache / key}.ids"]
+        tokenizer = tokenizer or self._made()
+        work = partial(encode, self.sources, self.apart, tokenizer, self.separator)
+        return store(cache, key, tokenizer, work), tokenizer, [f"encoded text kept in {cache / key}.ids"]
+
+    def _known(self) -> Tokenizer | None:
+        """The tokenizer, where it does not follow from the text."""
+        numbers = [source for source in self.sources + self.apart if source.holds_ids]
+        if numbers:
+            if len(numbers) < len(self.sources + self.apart):
+                raise CorpusError(
+                    f"{numbers[0].name} holds ids and other files hold text: give the tokenizer that the ids are of, "
+                    "--tokenizer FILE, or train on one kind alone"
+                )
+            return IdTokenizer(self.vocabulary or 1 + max(_largest(source) for source in numbers))
+        return ByteTokenizer() if self.tokens == "byte" else None
+
+    def _made(self) -> Tokenizer:
+        if self.tokens == "char":
+            return new_tokenizer("char", texts(self.sources + self.apart, any_tokens=True))
+        return new_tokenizer(self.tokens, learned_from(self.sources), vocabulary=self.vocabulary)
+
+    def _worth_keeping(self, tokenizer: Tokenizer | None) -> bool:
+        """Byte pairs always: what they are learned to be is kept with them, whatever a later library would learn."""
+        if tokenizer is not None and not isinstance(tokenizer, _KINDS):
+            return False
+        learned = tokenizer is None and self.tokens == "bpe"
+        return learned or sum(source.size for source in self.sources + self.apart) > SMALL
+
+    def _description(self, tokenizer: Tokenizer | None) -> dict[str, object]:
+        """Plain values that tell these ids from all others."""
+        if tokenizer is None:
+            tokens = f"{self.tokens} {self.vocabulary}"
+        else:
+            tokens = hashlib.sha256(tokenizer_file(tokenizer)).hexdigest()
+        return {
+            "texts": [[source.sha256, source.holds_ids] for source in self.sources],
+            "validation": [[source.sha256, source.holds_ids] for source in self.apart],
+            "separator": self.separator,
+            "tokens": tokens,
+        }
 
 
-def _text(name: str, raw: bytes, *, any_tokens: bool) -> str:
-    """The characters of a UTF-8 file. `any_tokens`: the caller may still choose byte tokens."""
-    otherwise = ", or use --tokens byte, which takes any bytes" if any_tokens else ""
-    for mark, encoding in _OTHER_MARKS.items():
-        if raw.startswith(mark):
-            raise CorpusError(f"{name} is {encoding}, not UTF-8; {_convert(name, encoding)}{otherwise}")
-    if (nul := raw.find(0)) >= 0:
-        raise CorpusError(f"{name} is binary: it has a NUL byte at position {nul}; pass plain text{otherwise}")
-    control = 1 - len(raw.translate(None, _CONTROL)) / len(raw)
-    if control > BINARY_SHARE:
-        raise CorpusError(f"{name} is binary: {control:.0%} of it are control bytes; pass plain text{otherwise}")
-    try:
-        text = raw.removeprefix(_UTF8_MARK).decode("utf-8")
-    except UnicodeDecodeError as error:
-        position = error.start + (len(_UTF8_MARK) if raw.startswith(_UTF8_MARK) else 0)
-        line = raw.count(b"\n", 0, position) + 1
-        raise CorpusError(
-            f"{name} isn't UTF-8: byte 0x{raw[position]:02X} at position {position}, in line {line}; "
-            f"{_convert(name, 'WINDOWS-1252')}{otherwise}"
-        ) from None
-    if not text:
-        raise CorpusError(f"{name} is empty but for its byte order mark; leave it out, or pass a file with text in it")
-    return text
+_KINDS = (ByteTokenizer, CharTokenizer, BpeTokenizer, IdTokenizer)
 
 
-def _convert(name: str, encoding: str) -> str:
-    return f"convert it, for example with `iconv -f {encoding} -t UTF-8 {name} > {name}.utf8`"
+def _largest(source: Source) -> int:
+    return max(int(some.max()) for some in _runs(source.ids()))
 
 
-def _ids(name: str, text: str | bytes, tokenizer: Tokenizer) -> IntArray:
-    try:
-        ids = tokenizer.encode(text)
-    except TokenizerError as error:
-        raise CorpusError(f"{name}: {error}") from None
-    if not ids.size:
-        raise CorpusError(f"{name} has no character that the tokenizer knows; leave it out, or use another tokenizer")
-    return ids
+def _runs(array: IntArray, *, overlap: int = 0) -> Iterator[IntArray]:
+    """`array` in stretches, the first `overlap` numbers of each being the last ones of the one before."""
+    for begin in range(0, max(1, array.size), PIECE):
+        yield array[max(0, begin - overlap) : begin + PIECE]
 
 
-def _joined(documents: Sequence[IntArray]) -> Split:
-    ids = documents[0] if len(documents) == 1 else np.concatenate(documents)
-    return Split(ids, np.cumsum([0, *(document.size for document in documents[:-1])], dtype=np.int64))
+def _within(encoded: Encoded, begin: int, end: int) -> Split:
+    return _cut(Split(encoded.ids, encoded.starts), begin, end)
+
+
+def _cut(whole: Split, begin: int, end: int) -> Split:
+    """Tokens `begin` to `end` - 1; those of the beginning are no copy, however many documents there are."""
+    first, last = np.searchsorted(whole.starts, [begin, end])
+    inside = whole.starts[first:last]
+    if begin == 0:
+        return Split(whole.ids[:end], inside)
+    opening = np.zeros(0 if inside.size and inside[0] == begin else 1, np.int64)
+    return Split(whole.ids[begin:end], np.concatenate([opening, inside - begin]))
 
 
 def _shares(split: Sequence[float], *, with_val: bool) -> dict[str, Fraction]:
@@ -242,8 +278,7 @@ def _parts(whole: Split, shares: dict[str, Fraction], *, bytewise: bool) -> dict
                 f"{end - begin}, and at least 2 are needed; pass a longer text ({enough} tokens are enough), give "
                 f"{name} a larger share, or use all of the text for training: --split 1"
             )
-        inside = whole.starts[(whole.starts > begin) & (whole.starts < end)]
-        parts[name] = Split(whole.ids[begin:end], np.concatenate([np.zeros(1, np.int64), inside - begin]))
+        parts[name] = _cut(whole, begin, end)
         begin = end
     return parts
 
@@ -260,7 +295,6 @@ def _character_start(ids: IntArray, cut: int) -> int:
     return cut
 
 
-def _sha256(sources: Sequence[tuple[str, bytes]], apart: Sequence[tuple[str, bytes]]) -> str:
-    sums = [hashlib.sha256(raw).hexdigest() for _, raw in sources]
-    sums += ["val " + hashlib.sha256(raw).hexdigest() for _, raw in apart]
+def _sha256(sources: Sequence[Source], apart: Sequence[Source]) -> str:
+    sums = [source.sha256 for source in sources] + [f"val {source.sha256}" for source in apart]
     return sums[0] if len(sums) == 1 else hashlib.sha256("".join(f"{line}\n" for line in sums).encode()).hexdigest()

@@ -1,65 +1,51 @@
-"""Text to ids and back: bytes, or characters with a stated policy for unseen ones.
+"""Text to ids and back: bytes, characters with a stated policy for unseen ones, ids that stand for themselves.
 
-Both tokenizers are immutable values: equal ones encode alike, and `save` writes everything that `load_tokenizer` needs.
+All tokenizers are immutable values: equal ones encode alike, and `save` writes everything that `load_tokenizer` needs.
 """
 
 import codecs
 import json
-import operator
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, SupportsIndex
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-FORMAT = "unrolled-tokenizer"
-VERSION = 1
+from .bpe import BpeTokenizer, train_bpe
+from .tokenizer import (
+    FORMAT,
+    VERSION,
+    IntArray,
+    StreamDecoder,
+    StreamEncoder,
+    Tokenizer,
+    TokenizerError,
+    check_text,
+    checked,
+    write_file,
+)
 
-IntArray = NDArray[np.integer[Any]]
+__all__ = [
+    "BpeTokenizer",
+    "ByteTokenizer",
+    "CharTokenizer",
+    "IdTokenizer",
+    "IntArray",
+    "StreamDecoder",
+    "StreamEncoder",
+    "Tokenizer",
+    "TokenizerError",
+    "load_tokenizer",
+    "new_tokenizer",
+    "parse_tokenizer",
+]
 
-
-class TokenizerError(ValueError):
-    """Text that can't be encoded, ids that stand for nothing, or a tokenizer file that can't be used."""
-
-
-class Tokenizer(Protocol):
-    """What the toolkit asks of a tokenizer; `ByteTokenizer` and `CharTokenizer` are the two in this version."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    def encode(self, text: str | bytes) -> IntArray: ...
-    def decode(self, ids: ArrayLike) -> str: ...
-    def byte_count(self, ids: ArrayLike) -> int: ...
-    def decoder(self) -> "StreamDecoder": ...
-    def save(self, path: str | Path) -> None: ...
-
-
-class StreamDecoder:
-    """Ids in, text out, one id at a time and never half a character.
-
-    The pushes and `finish` together give exactly what `decode` gives for the same ids, invalid UTF-8 included.
-    """
-
-    def __init__(self, pieces: Sequence[bytes]) -> None:
-        """`pieces[id]` are the UTF-8 bytes, possibly a part of a character, that the id stands for."""
-        self._pieces = pieces
-        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-
-    def push(self, token: SupportsIndex) -> str:
-        """The characters that this id completes: often one, "" while a character is still open."""
-        index = operator.index(token)
-        if not 0 <= index < len(self._pieces):
-            raise TokenizerError(f"id {index} is out of range: this vocabulary has ids 0 to {len(self._pieces) - 1}")
-        return self._utf8.decode(self._pieces[index])
-
-    def finish(self) -> str:
-        """U+FFFD if the ids ended inside a character, else ""; the decoder is then as new."""
-        return self._utf8.decode(b"", final=True)
+# Every code point as a symbol, each written as an escape, is less; more is not ours and would only cost memory.
+LARGEST_FILE = 2**24
+MOST_IDS = 2**20
 
 
 @dataclass(frozen=True)
@@ -75,7 +61,7 @@ class ByteTokenizer:
     size: ClassVar[int] = 256
 
     def encode(self, text: str | bytes) -> NDArray[np.uint8]:
-        _check_text(text)
+        check_text(text)
         if isinstance(text, str):
             try:
                 text = text.encode("utf-8", "surrogateescape")
@@ -86,18 +72,21 @@ class ByteTokenizer:
                 ) from None
         return np.frombuffer(text, dtype=np.uint8).copy()
 
+    def encoder(self) -> StreamEncoder:
+        return _ByteEncoder()
+
     def decode(self, ids: ArrayLike) -> str:
         """Invalid UTF-8 becomes U+FFFD; `bytes(ids)` are the exact bytes."""
-        return _checked(ids, self.size).astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return checked(ids, self.size).astype(np.uint8).tobytes().decode("utf-8", "replace")
 
     def byte_count(self, ids: ArrayLike) -> int:
-        return int(_checked(ids, self.size).size)
+        return int(checked(ids, self.size).size)
 
     def decoder(self) -> StreamDecoder:
         return StreamDecoder([bytes([value]) for value in range(self.size)])
 
     def save(self, path: str | Path) -> None:
-        _write(path, {"name": self.name})
+        write_file(path, {"name": self.name})
 
 
 @dataclass(frozen=True)
@@ -145,39 +134,43 @@ class CharTokenizer:
 
     def encode(self, text: str | bytes) -> NDArray[np.int32]:
         """`bytes` must be UTF-8; they aren't stripped of a byte order mark. Positions in errors count from 0."""
-        _check_text(text)
+        check_text(text)
         if isinstance(text, bytes):
             try:
                 text = text.decode("utf-8")
             except UnicodeDecodeError as error:
-                raise TokenizerError(
-                    f"byte 0x{text[error.start]:02X} at position {error.start} isn't UTF-8; pass a str that was "
-                    "decoded from the right encoding, or use ByteTokenizer, which takes any bytes"
-                ) from None
+                raise _not_utf8(error.object[error.start], error.start) from None
+        return self._known(text, 0)
+
+    def encoder(self) -> StreamEncoder:
+        return _CharEncoder(self)
+
+    def _known(self, text: str, before: int) -> NDArray[np.int32]:
+        """The ids of a text that `before` characters precede."""
         ids = self._ids_by_code[np.minimum(_codes(text), self._ids_by_code.size - 1)]
         if self.unseen == "skip":
             return ids[ids >= 0]
         if self.unseen == "error" and ids.size and ids.min() < 0:
             position = int(np.argmax(ids < 0))
             raise TokenizerError(
-                f"character {_named(text[position])} at position {position} is not among the {self.size} symbols of "
-                'this tokenizer; CharTokenizer(symbols, unseen="skip") leaves such characters out, '
+                f"character {_named(text[position])} at position {before + position} is not among the {self.size} "
+                'symbols of this tokenizer; CharTokenizer(symbols, unseen="skip") leaves such characters out, '
                 f"unseen={self._example!r} (or any other symbol) puts that one in their place, and ByteTokenizer "
                 "(--tokens byte) knows every text"
             )
         return ids
 
     def decode(self, ids: ArrayLike) -> str:
-        return _codes(self.symbols)[_checked(ids, self.size)].tobytes().decode("utf-32-le")
+        return _codes(self.symbols)[checked(ids, self.size)].tobytes().decode("utf-32-le")
 
     def byte_count(self, ids: ArrayLike) -> int:
-        return int(self._widths[_checked(ids, self.size)].sum(dtype=np.int64))
+        return int(self._widths[checked(ids, self.size)].sum(dtype=np.int64))
 
     def decoder(self) -> StreamDecoder:
         return StreamDecoder([symbol.encode() for symbol in self.symbols])
 
     def save(self, path: str | Path) -> None:
-        _write(path, {"name": self.name, "unseen": self.unseen, "symbols": self.symbols})
+        write_file(path, {"name": self.name, "unseen": self.unseen, "symbols": self.symbols})
 
     @cached_property
     def _ids_by_code(self) -> NDArray[np.int32]:
@@ -197,29 +190,127 @@ class CharTokenizer:
         return next((symbol for symbol in "?_ " if symbol in self.symbols), self.symbols[0])
 
 
-def new_tokenizer(tokens: str, text: str = "") -> Tokenizer:
-    """The tokenizer called `tokens` ("byte" or "char"); a character vocabulary is drawn from `text`."""
+class _ByteEncoder:
+    def push(self, raw: bytes) -> NDArray[np.uint8]:
+        return np.frombuffer(raw, dtype=np.uint8)
+
+    def finish(self) -> NDArray[np.uint8]:
+        return np.zeros(0, dtype=np.uint8)
+
+
+class _CharEncoder:
+    def __init__(self, tokenizer: CharTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")()
+        self._bytes = self._characters = 0
+
+    def push(self, raw: bytes, *, final: bool = False) -> NDArray[np.int32]:
+        begin = self._bytes - len(self._utf8.getstate()[0])
+        self._bytes += len(raw)
+        try:
+            text = self._utf8.decode(raw, final)
+        except UnicodeDecodeError as error:
+            raise _not_utf8(error.object[error.start], begin + error.start) from None
+        ids = self._tokenizer._known(text, self._characters)
+        self._characters += len(text)
+        return ids
+
+    def finish(self) -> NDArray[np.int32]:
+        return self.push(b"", final=True)
+
+
+@dataclass(frozen=True)
+class IdTokenizer:
+    """Ids that were made elsewhere and stand for nothing but themselves, 0 to `size` - 1.
+
+    Their text is the numbers, each with a space behind it. What bytes they stand for is not known, so that one id
+    counts as one byte: bits per byte are bits per id.
+    """
+
+    size: int
+    name: ClassVar[str] = "ids"
+
+    def __post_init__(self) -> None:
+        if isinstance(self.size, bool) or not isinstance(self.size, int) or not 1 <= self.size <= MOST_IDS:
+            raise TokenizerError(
+                f"a vocabulary of ids has 1 to {MOST_IDS} of them, got {self.size!r}; number yours from 0 on without "
+                "gaps: np.unique(ids, return_inverse=True)[1]"
+            )
+
+    def encode(self, text: str | bytes) -> NDArray[np.int64]:
+        """Numbers with white space between them."""
+        check_text(text)
+        words = (text.decode("utf-8", "replace") if isinstance(text, bytes) else text).split()
+        for word in words:
+            if not (word.isascii() and word.isdigit() and len(word) <= len(str(self.size)) and int(word) < self.size):
+                raise TokenizerError(
+                    f"{word[:40]!r} is no id of this vocabulary, which reads numbers from 0 to {self.size - 1} with "
+                    'spaces between them, such as "0 1"'
+                )
+        return np.array([int(word) for word in words], dtype=np.int64)
+
+    def encoder(self) -> StreamEncoder:
+        return _IdEncoder(self)
+
+    def decode(self, ids: ArrayLike) -> str:
+        return "".join(f"{token} " for token in checked(ids, self.size).tolist())
+
+    def byte_count(self, ids: ArrayLike) -> int:
+        return int(checked(ids, self.size).size)
+
+    def decoder(self) -> StreamDecoder:
+        return StreamDecoder([f"{token} ".encode() for token in range(self.size)])
+
+    def save(self, path: str | Path) -> None:
+        write_file(path, {"name": self.name, "size": self.size})
+
+
+class _IdEncoder:
+    def __init__(self, tokenizer: IdTokenizer) -> None:
+        self._tokenizer, self._open = tokenizer, b""
+
+    def push(self, raw: bytes) -> NDArray[np.int64]:
+        raw = self._open + raw
+        end = max(raw.rfind(b" "), raw.rfind(b"\n")) + 1
+        self._open = raw[end:]
+        return self._tokenizer.encode(raw[:end])
+
+    def finish(self) -> NDArray[np.int64]:
+        open_, self._open = self._open, b""
+        return self._tokenizer.encode(open_)
+
+
+def new_tokenizer(tokens: str, text: str | Iterable[str] = "", *, vocabulary: int | None = None) -> Tokenizer:
+    """The tokenizer called `tokens`: "byte", "char" or "bpe"; the latter two are made from `text`, in pieces or whole.
+
+    `vocabulary`: how many tokens "bpe" learns, 4096 if not given.
+    """
     if tokens == "byte":
         return ByteTokenizer()
     if tokens == "char":
-        return CharTokenizer.from_text(text)
+        symbols: set[str] = set()
+        for piece in [text] if isinstance(text, str) else text:
+            symbols.update(piece)
+        return CharTokenizer("".join(sorted(symbols)))
     if tokens == "bpe":
-        raise TokenizerError(
-            'tokens="bpe" is not in this version; use "byte" (the default) or "char" (--tokens byte, --tokens char)'
-        )
-    raise TokenizerError(f'tokens must be "byte" or "char", got {tokens!r}')
+        return train_bpe([text] if isinstance(text, str) else text, vocabulary)
+    raise TokenizerError(f'tokens must be "byte", "char" or "bpe", got {tokens!r}')
 
 
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """What `save` wrote. TokenizerError names the file and what is wrong with it; a missing file is an OSError."""
-    raw = Path(path).read_bytes()
+    with open(path, "rb") as file:
+        raw = file.read(LARGEST_FILE + 1)
     try:
-        return _parsed(raw)
+        return parse_tokenizer(raw)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
 
 
-def _parsed(raw: bytes) -> Tokenizer:
+def parse_tokenizer(raw: bytes) -> Tokenizer:
+    """The tokenizer whose file has these contents."""
+    if len(raw) > LARGEST_FILE:
+        raise TokenizerError(f"this is larger than a tokenizer file ever is ({LARGEST_FILE} bytes)")
     try:
         fields = json.loads(raw.decode("utf-8"))
     except (ValueError, RecursionError) as error:
@@ -229,24 +320,46 @@ def _parsed(raw: bytes) -> Tokenizer:
     version = fields.get("version")
     if version != VERSION:
         raise TokenizerError(
-            f"the file's version is {version!r} and this version of unrolled reads {VERSION}; "
+            f"the file's version is {version!r:.80} and this version of unrolled reads {VERSION}; "
             "a newer unrolled may read it: pip install --upgrade unrolled"
         )
-    expected = {"byte": [], "char": ["unseen", "symbols"]}.get(str(fields.get("name")))
-    if expected is None:
-        return new_tokenizer(str(fields.get("name")))
-    for key in expected:
-        if not isinstance(fields.get(key), str):
-            raise TokenizerError(f'"{key}" must be a string, got {fields.get(key)!r}')
-    unknown = sorted(fields.keys() - {"format", "version", "name", *expected})
+    name = str(fields.get("name"))
+    if name not in _FIELDS:
+        raise TokenizerError(f'"name" must be one of {", ".join(_FIELDS)}, got {name[:80]!r}')
+    for key, kind in _FIELDS[name].items():
+        if type(fields.get(key)) is not kind:
+            raise TokenizerError(f'"{key}" must be {_KINDS[kind]}, got {repr(fields.get(key))[:80]}')
+    unknown = sorted(fields.keys() - {"format", "version", "name", *_FIELDS[name]})
     if unknown:
-        raise TokenizerError(f"unknown entries {', '.join(unknown)} in a {fields['name']} tokenizer")
-    return CharTokenizer(fields["symbols"], fields["unseen"]) if fields["name"] == "char" else ByteTokenizer()
+        raise TokenizerError(f"unknown entries {', '.join(unknown)[:80]} in a {name} tokenizer")
+    return _from_fields(name, fields)
 
 
-def _write(path: str | Path, fields: dict[str, str]) -> None:
-    text = json.dumps({"format": FORMAT, "version": VERSION, **fields}, ensure_ascii=False, indent=2)
-    Path(path).write_text(text + "\n", encoding="utf-8", newline="\n")
+_FIELDS: dict[str, dict[str, type]] = {
+    "byte": {},
+    "char": {"unseen": str, "symbols": str},
+    "bpe": {"merges": list},
+    "ids": {"size": int},
+}
+_KINDS = {str: "a string", list: "a list", int: "a whole number"}
+
+
+def _from_fields(name: str, fields: dict[str, Any]) -> Tokenizer:
+    match name:
+        case "char":
+            return CharTokenizer(fields["symbols"], fields["unseen"])
+        case "bpe":
+            return BpeTokenizer.from_lines(fields["merges"])
+        case "ids":
+            return IdTokenizer(fields["size"])
+    return ByteTokenizer()
+
+
+def _not_utf8(byte: int, position: int) -> TokenizerError:
+    return TokenizerError(
+        f"byte 0x{byte:02X} at position {position} isn't UTF-8; pass a str that was decoded from the right encoding, "
+        "or use ByteTokenizer, which takes any bytes"
+    )
 
 
 def _codes(text: str) -> NDArray[np.uint32]:
@@ -255,26 +368,3 @@ def _codes(text: str) -> NDArray[np.uint32]:
 
 def _named(symbol: str) -> str:
     return f"{symbol!r} (U+{ord(symbol):04X})"
-
-
-def _check_text(text: object) -> None:
-    if not isinstance(text, str | bytes):
-        raise TypeError(f"encode takes str or bytes, got {type(text).__name__}")
-
-
-def _checked(ids: ArrayLike, size: int) -> IntArray:
-    """`ids` as a one-axis integer array whose values are all in 0 .. size - 1."""
-    array = np.asarray(ids)
-    if array.size == 0:
-        array = array.astype(np.int64)
-    if not np.issubdtype(array.dtype, np.integer):
-        raise TypeError(f"ids must be integers, got {array.dtype}")
-    if array.ndim != 1:
-        raise TokenizerError(f"ids must have one axis, got shape {list(array.shape)}; decode one row at a time: ids[0]")
-    bad = (array < 0) | (array >= size)
-    if bad.any():
-        position = int(np.argmax(bad))
-        raise TokenizerError(
-            f"id {array[position]} at position {position} is out of range: this vocabulary has ids 0 to {size - 1}"
-        )
-    return array
