@@ -190,7 +190,8 @@ const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeigh
     if (call->rows == 0 && call->depth > 0) {
         std::memset(call->grad_w, 0, call->depth * call->columns * sizeof *call->grad_w);
     }
-    const WeightGradientTask task{*call, run->threads, aligned(call->scratch)};
+    WeightGradientTask task{*call, run->threads, aligned(call->scratch)};
+    if (call->depth == 0) task.call.x_stride = 0;  // x may be NULL, from which no step is legal
     run_phases(kernels(run)->weight_gradient, &task, 1, run->threads);
     return nullptr;
 }

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define UNROLLED_ABI_VERSION 1
+#define UNROLLED_ABI_VERSION 2
 
 /* How to run a call: the name of an instruction set ("baseline", "avx2", "avx512", NULL for the best), and how many
  * threads at most, 1 or more. */
@@ -79,7 +79,8 @@ typedef struct {
     int32_t packed; /* 1: scratch is that of an earlier call with the same w, depth, columns and instruction set */
 } UnrolledProduct;
 
-/* grad_w [depth, columns] = x^T grad, summed over rows in order, and grad_bias [columns] = the sum of grad. */
+/* grad_w [depth, columns] = x^T grad, summed over rows in order, and grad_bias [columns] = the sum of grad. A row of x
+ * that is skipped counts as zeros and is not read; its grad is still part of grad_bias. */
 typedef struct {
     int64_t rows, depth, columns;
     const float* x;    /* [rows, depth] */
@@ -89,6 +90,7 @@ typedef struct {
     float* grad_bias; /* or NULL */
     float* scratch;
     int64_t scratch_floats;
+    const uint8_t* skip; /* [rows]: 1 where the row of x is skipped; NULL for none */
 } UnrolledWeightGradient;
 
 UNROLLED_API int32_t unrolled_abi_version(void);

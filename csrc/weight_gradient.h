@@ -14,7 +14,9 @@ constexpr int64_t kGradientRows = kGradientScratch / 64;
 struct WeightGradientBlock {
     const UnrolledWeightGradient& call;
     const float* packed;
-    int64_t block, row, count, x_begin;
+    const float* const* x_rows;  // the rows of x that `packed` holds the gradients of
+    int64_t block, count, x_begin;
+    bool begins;  // whether grad_w holds nothing yet
 
     template <int kRows>
     void tile(int64_t first) const {
@@ -26,8 +28,8 @@ struct WeightGradientBlock {
 #pragma GCC unroll 4
             for (int v = 0; v < kPanel; ++v) sum[r][v] = zero();
         }
-        const float* x = call.x + row * call.x_stride + x_begin + first;
-        for (int64_t k = 0; k < count; ++k, x += call.x_stride) {
+        for (int64_t k = 0; k < count; ++k) {
+            const float* x = x_rows[k] + x_begin + first;
             Vector gradients[kPanel];
 #pragma GCC unroll 4
             for (int v = 0; v < kPanel; ++v) gradients[v] = load(packed + k * kBlockColumns + v * kLanes);
@@ -45,28 +47,33 @@ struct WeightGradientBlock {
                 const int64_t at = v * kLanes;
                 if (at >= left) continue;
                 float* to = out + r * call.columns + at;
-                store_some(to, row > 0 ? load_some(to, left - at) + sum[r][v] : sum[r][v], left - at);
+                store_some(to, begins ? sum[r][v] : load_some(to, left - at) + sum[r][v], left - at);
             }
         }
     }
 };
 
-// Copies rows of one panel, 0 behind the last column, and adds the sum of them to `bias`.
-inline void pack_gradient(const UnrolledWeightGradient& call, int64_t block, int64_t row, int64_t count, float* to,
-                          Vector (&bias)[kPanel]) {
+// Copies one panel of the rows that are not skipped, 0 behind the last column, lists their rows of x, and adds the sum of
+// all rows to `bias`; returns how many it copied.
+inline int64_t pack_gradient(const UnrolledWeightGradient& call, int64_t block, Range rows, float* to,
+                             const float** x_rows, Vector (&bias)[kPanel]) {
     const int64_t column = block * kBlockColumns;
     Vector sum[kPanel] = {zero(), zero(), zero(), zero()};
-    for (int64_t k = 0; k < count; ++k) {
-        const float* from = call.grad + (row + k) * call.grad_stride + column;
+    int64_t count = 0;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        const float* from = call.grad + row * call.grad_stride + column;
 #pragma GCC unroll 4
         for (int v = 0; v < kPanel; ++v) {
             const int64_t left = call.columns - column - v * kLanes;
             const Vector values = left > 0 ? load_some(from + v * kLanes, left) : zero();
-            store(to + k * kBlockColumns + v * kLanes, values);
+            store(to + count * kBlockColumns + v * kLanes, values);
             sum[v] = sum[v] + values;
         }
+        x_rows[count] = call.x + row * call.x_stride;
+        if (call.skip == nullptr || call.skip[row] == 0) ++count;
     }
     for (int v = 0; v < kPanel; ++v) bias[v] = bias[v] + sum[v];
+    return count;
 }
 
 inline void weight_gradient(const void* given, int64_t, int64_t slot) {
@@ -80,9 +87,11 @@ inline void weight_gradient(const void* given, int64_t, int64_t slot) {
     for (int64_t block = columns.begin; block < columns.end; ++block) {
         Vector bias[kPanel] = {zero(), zero(), zero(), zero()};
         for (int64_t row = 0; row < call.rows; row += kGradientRows) {
-            const int64_t count = call.rows - row < kGradientRows ? call.rows - row : kGradientRows;
-            pack_gradient(call, block, row, count, packed, bias);
-            for_each_tile(depth.end - depth.begin, WeightGradientBlock{call, packed, block, row, count, depth.begin});
+            const Range rows{row, call.rows - row < kGradientRows ? call.rows : row + kGradientRows};
+            const float* x_rows[kGradientRows];
+            const int64_t count = pack_gradient(call, block, rows, packed, x_rows, bias);
+            for_each_tile(depth.end - depth.begin,
+                          WeightGradientBlock{call, packed, x_rows, block, count, depth.begin, row == 0});
         }
         if (call.grad_bias == nullptr || (!by_columns && slot > 0)) continue;
         for (int v = 0; v < kPanel; ++v) {

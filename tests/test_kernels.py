@@ -151,6 +151,8 @@ def test_the_products_refuse_what_does_not_fit() -> None:
         (lambda: kernels.product(x, w, None, torch.zeros(N, M + 1)), r"expected contiguous float32 \[6, 70\]"),
         (lambda: kernels.weight_gradient(x[1:], grad), r"x \[5, 7\] and grad \[6, 70\] differ in rows"),
         (lambda: kernels.weight_gradient(x, grad.double()), "got torch.float64 on cpu"),
+        (lambda: kernels.weight_gradient(x, grad, x[:, 0]), r"skip is \[6\] torch.float32, expected bool \[6\]"),
+        (lambda: kernels.weight_gradient(x, grad, x[1:, 0] > 0), r"skip is \[5\] torch.bool, expected bool \[6\]"),
     ):
         with pytest.raises(ValueError, match=message):
             call()
@@ -183,6 +185,20 @@ def test_products_are_as_near_as_torchs(name: str, size: tuple[int, int, int], l
     exact = (torch.addmm(bias, x, w), x.t() @ grad, grad.sum(0))
     for value, torchs, true, what in zip(ours, plain, exact, ("product", "grad_w", "grad_bias"), strict=True):
         assert_close(value, torchs, true, what)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("name", native.instruction_sets())
+def test_skipped_rows_are_not_read(name: str, share: float) -> None:
+    torch.manual_seed(4)
+    n, k, m = 300, 9, 70
+    x, grad, skip = torch.randn(n, k), torch.randn(n, m), torch.rand(n) < share
+    spoilt = torch.where(skip.unsqueeze(-1), torch.nan, x)
+    with kernels.instruction_set(name):
+        grad_w, grad_bias = kernels.weight_gradient(spoilt, grad, skip)
+        assert torch.equal(grad_bias, kernels.weight_gradient(x, grad)[1])
+    x = x.masked_fill(skip.unsqueeze(-1), 0)
+    assert_close(grad_w, x.t() @ grad, x.double().t() @ grad.double(), "grad_w")
 
 
 def test_long_sums_are_made_in_parts() -> None:

@@ -110,11 +110,11 @@ def test_the_gradient_of_weights_is_differentiable_where_gradients_are_enabled()
     x, _, _ = operands()
     gradient = torch.randn(9, 3, requires_grad=True)
     with counted() as ran:
-        ours = products.weight_gradient(x, gradient)
+        ours = products.weight_gradient(x, gradient, None)
     assert ran["weight_gradient"] == 0
     assert_equal(torch.autograd.grad(ours.pow(2).sum(), [x, gradient]), _of_torch(x, gradient))
     with torch.no_grad(), counted() as ran:
-        assert_equal(products.weight_gradient(x, gradient), x.mT @ gradient)
+        assert_equal(products.weight_gradient(x, gradient, None), x.mT @ gradient)
     assert ran["weight_gradient"] == 1
 
 
@@ -125,8 +125,22 @@ def _of_torch(x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("batched", [(0, None), (None, 0), (0, 0)], ids=str)
 def test_the_operator_of_the_weights_gradient_maps(batched: tuple[int | None, int | None]) -> None:
     x, gradient = (torch.randn(*([4] if axis == 0 else []), 9, n) for axis, n in zip(batched, (5, 3), strict=True))
-    grad_w, grad_bias = vmap(torch.ops.unrolled.weight_gradient, batched)(x, gradient)
+    grad_w, grad_bias = vmap(torch.ops.unrolled.weight_gradient, (*batched, None))(x, gradient, None)
     assert_equal(grad_w, (x.mT @ gradient))
+    assert_equal(grad_bias, gradient.sum(-2).expand(4, 3))
+
+
+@pytest.mark.parametrize("mapped", [(None, None, 0), (0, None, 0), (0, 0, None)], ids=str)
+def test_mapped_rows_are_skipped_by_selection(mapped: tuple[int | None, ...]) -> None:
+    shapes = ((9, 5), (9, 3), (9,))
+    x, gradient, skip = (
+        torch.randn(*([4] if axis == 0 else []), *shape) for axis, shape in zip(mapped, shapes, strict=True)
+    )
+    skip = skip > 0
+    x = torch.where(skip.unsqueeze(-1), torch.nan, x) if mapped[0] == 0 else x
+    grad_w, grad_bias = vmap(torch.ops.unrolled.weight_gradient, mapped)(x, gradient, skip)
+    expected = x.masked_fill(skip.unsqueeze(-1), 0).mT @ gradient
+    assert_equal(grad_w, expected)
     assert_equal(grad_bias, gradient.sum(-2).expand(4, 3))
 
 

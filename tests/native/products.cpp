@@ -1,6 +1,8 @@
 #include "products.h"
 
+#include <algorithm>
 #include <cmath>
+#include <limits>
 
 #include "check.h"
 #include "stages.h"
@@ -84,10 +86,18 @@ WeightGradient::WeightGradient(const WeightGradientCase& given, Random& random)
       x_stride_(given.depth + given.x_gap),
       grad_stride_(given.columns + given.grad_gap),
       x_(random.floats(floats_of(given.rows, given.depth, x_stride_), 1.5f)),
-      grad_(random.floats(floats_of(given.rows, given.columns, grad_stride_), 1.5f)) {}
+      grad_(random.floats(floats_of(given.rows, given.columns, grad_stride_), 1.5f)) {
+    if (given.skipped == 0) return;
+    for (int64_t row = 0; row < given.rows; ++row) {
+        skip_.push_back(random.below(4) < given.skipped ? 1 : 0);
+        float* values = x_.data() + row * x_stride_;
+        if (skip_.back() != 0) std::fill(values, values + given.depth, std::numeric_limits<float>::quiet_NaN());
+    }
+}
 
 Floats WeightGradient::run(const UnrolledRun& run, Place place) const {
     const Buffer<float> x(x_, place), grad(grad_, place);
+    const Buffer<uint8_t> skip(skip_, place);
     Buffer<float> grad_w(case_.depth * case_.columns, place), grad_bias(case_.has_bias ? case_.columns : 0, place);
     Buffer<float> scratch(unrolled_weight_gradient_scratch(run.threads), place);
     const UnrolledWeightGradient call{case_.rows,
@@ -100,7 +110,8 @@ Floats WeightGradient::run(const UnrolledRun& run, Place place) const {
                                       case_.depth > 0 ? grad_w.data() : nullptr,
                                       case_.has_bias ? grad_bias.data() : nullptr,
                                       scratch.data(),
-                                      scratch.count()};
+                                      scratch.count(),
+                                      skip_.empty() ? nullptr : skip.data()};
     accepted(unrolled_weight_gradient(&run, &call));
     Floats out = grad_w.values();
     const Floats bias = grad_bias.values();
@@ -114,6 +125,7 @@ void WeightGradient::check(const Floats& out) const {
         const int64_t column = at % case_.columns, k = at / case_.columns;
         Sum sum;
         for (int64_t row = 0; row < case_.rows; ++row) {
+            if (at < weights && !skip_.empty() && skip_[static_cast<std::size_t>(row)] != 0) continue;
             sum.add(at < weights ? x_.data()[row * x_stride_ + k] : 1.0f, grad_.data()[row * grad_stride_ + column]);
         }
         check_near(at < weights ? "grad_w" : "grad_bias", at, out.data()[at], sum.near(0.0f));
@@ -148,7 +160,8 @@ void run_product(const ProductCase& given, int64_t& turn) {
 void run_weight_gradient(const WeightGradientCase& given, int64_t& turn) {
     for (std::size_t k = 0; k < instruction_sets().size(); ++k, ++turn) {
         about(words("weight_gradient",
-                    {{"rows", given.rows}, {"depth", given.depth}, {"columns", given.columns}, {"turn", turn}}));
+                    {{"rows", given.rows}, {"depth", given.depth}, {"columns", given.columns}, {"skipped", given.skipped},
+                     {"turn", turn}}));
         Random random(static_cast<uint64_t>(turn));
         run_everywhere(WeightGradient(given, random), turn);
     }
@@ -171,7 +184,7 @@ void run_products() {
     for (const int64_t rows : {0, 1, 2, 127, 128, 129, 300}) {
         for (const int64_t depth : {0, 1, 3, 7, 8, 17, 65}) {
             for (const int64_t columns : kColumns) {
-                run_weight_gradient({rows, depth, columns, layout % 3, layout % 4, layout % 5 != 0}, turn);
+                run_weight_gradient({rows, depth, columns, layout % 3, layout % 4, layout % 5 != 0, layout % 6 / 2 * 2}, turn);
                 ++layout;
             }
         }

@@ -32,6 +32,7 @@ struct WeightGradientCase {
     int64_t rows, depth, columns;
     int64_t x_gap, grad_gap;
     bool has_bias;
+    int64_t skipped;  // of 4 rows, at random; the rows of x then hold NaN
 };
 
 class WeightGradient {
@@ -46,6 +47,7 @@ class WeightGradient {
     WeightGradientCase case_;
     int64_t x_stride_, grad_stride_;
     Floats x_, grad_;
+    std::vector<uint8_t> skip_;
 };
 
 }  // namespace driver

@@ -130,7 +130,8 @@ void refuse_weight_gradient() {
     Buffer<float> scratch(unrolled_weight_gradient_scratch(kRun.threads), Place::heap);
     using W = UnrolledWeightGradient;
     const W right{
-        3, 4, 5, x.data(), grad.data(), 4, 5, grad_w.data(), grad_bias.data(), scratch.data(), scratch.count()};
+        3, 4, 5, x.data(), grad.data(), 4, 5, grad_w.data(), grad_bias.data(), scratch.data(), scratch.count(),
+        nullptr};
     const auto check = [&] { check_untouched(grad_w, grad_bias); };
     const Trial<W> trial(unrolled_weight_gradient, right, check);
     for (int64_t W::*size : {&W::rows, &W::depth, &W::columns}) {

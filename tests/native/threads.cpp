@@ -72,7 +72,7 @@ void run_products_of(const char* set) {
     }
     for (const int64_t columns : {65, 400}) {
         Random random(1);
-        const WeightGradient gradient({200, 33, columns, 0, 0, true}, random);
+        const WeightGradient gradient({200, 33, columns, 0, 0, true, 1}, random);
         in_every_team(set, "weight_gradient", [&](const UnrolledRun& run) {
             return StepResult{gradient.run(run, Place::heap), {}, {}};
         });

@@ -76,6 +76,7 @@ class _WeightGradient(ctypes.Structure):
         ("grad_stride", c_int64),
         *_pointers("grad_w", "grad_bias", "scratch"),
         ("scratch_floats", c_int64),
+        ("skip", c_void_p),
     ]
 
 
@@ -198,20 +199,27 @@ def product(
     return out, scratch
 
 
-def weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-    """x^T grad [K, M] and the sum of grad [M], for x [N, K] and grad [N, M]; sums over N in order."""
+def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """x^T grad [K, M] and the sum of grad [M], for x [N, K] and grad [N, M]; sums over N in order.
+
+    `skip`, bool [N]: rows of x that count as zeros, whatever they hold.
+    """
     x, grad = (value if value.stride(1) == 1 and value.stride(0) >= 0 else value.contiguous() for value in (x, grad))
     _expect_floats(x, grad)
     rows, depth, columns = x.shape[0], x.shape[1], grad.shape[1]
     if grad.shape[0] != rows:
         raise ValueError(f"x {list(x.shape)} and grad {list(grad.shape)} differ in rows")
+    if skip is not None:
+        skip = skip.contiguous()
+        if skip.shape != (rows,) or skip.dtype != torch.bool:
+            raise ValueError(f"skip is {list(skip.shape)} {skip.dtype}, expected bool [{rows}]")
     grad_w, grad_bias = empty((depth, columns)), empty((columns,))
     run = _run()
     scratch = kept("weight_gradient", _library().unrolled_weight_gradient_scratch(run.threads))
     call = _WeightGradient(
         *(rows, depth, columns, x.data_ptr(), grad.data_ptr(), x.stride(0), grad.stride(0)),
         *_addresses(grad_w, grad_bias, scratch),
-        scratch.numel(),
+        *(scratch.numel(), *_addresses(skip)),
     )
     _check(_library().unrolled_weight_gradient(ctypes.byref(run), ctypes.byref(call)))
     return grad_w, grad_bias

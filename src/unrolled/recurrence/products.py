@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import kernels
+from . import kernels, seam
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias, bool strict) -> Tensor")
-_LIBRARY.define("weight_gradient(Tensor x, Tensor grad) -> (Tensor, Tensor)")
+_LIBRARY.define("weight_gradient(Tensor x, Tensor grad, Tensor? skip) -> (Tensor, Tensor)")
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor, *, native: bool, strict: bool = False) -> Tensor:
@@ -32,12 +32,12 @@ def linear(x: Tensor, w: Tensor, bias: Tensor, *, native: bool, strict: bool = F
     return torch.addmm(bias, x, w)
 
 
-def weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
-    """x^T grad, [K, M], for x [N, K] and grad [N, M]."""
+def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None) -> Tensor:
+    """`seam.weight_gradient`, by the operator where nothing else has a say in it."""
     if _plain_call(x, grad) and not torch.is_grad_enabled():
-        gradient: Tensor = torch.ops.unrolled.weight_gradient(x, grad)[0]
+        gradient: Tensor = torch.ops.unrolled.weight_gradient(x, grad, skip)[0]
         return gradient
-    return x.mT @ grad
+    return seam.weight_gradient(x, grad, skip)
 
 
 class Inputs:
@@ -98,7 +98,7 @@ class _Product(torch.autograd.Function):
         x, w = ctx.saved_tensors
         for_x, for_w, for_bias, _ = ctx.needs_input_grad
         grad_x = torch.ops.unrolled.product(grad, w.mT, None, False) if for_x else None
-        grad_w, grad_bias = torch.ops.unrolled.weight_gradient(x, grad) if for_w or for_bias else (None, None)
+        grad_w, grad_bias = torch.ops.unrolled.weight_gradient(x, grad, None) if for_w or for_bias else (None, None)
         return grad_x, grad_w, grad_bias, None
 
     @staticmethod
@@ -123,9 +123,13 @@ def _map_product(
     return out, 0
 
 
-def _map_weight_gradient(info: Any, in_dims: tuple[int | None, ...], x: Tensor, grad: Tensor) -> Any:
-    x, grad = (value if dim is None else value.movedim(dim, 0) for value, dim in zip((x, grad), in_dims, strict=True))
-    grad_w, grad_bias = x.mT @ grad, grad.sum(-2)
+def _map_weight_gradient(
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, grad: Tensor, skip: Tensor | None
+) -> Any:
+    x, grad = (value if dim is None else value.movedim(dim, 0) for value, dim in zip((x, grad), in_dims, strict=False))
+    if skip is not None and in_dims[2] is not None:
+        skip = skip.movedim(in_dims[2], 0)
+    grad_w, grad_bias = seam.weight_gradient(x, grad, skip), grad.sum(-2)
     if grad_w.dim() > grad_bias.dim() + 1:
         grad_bias = grad_bias.expand(info.batch_size, -1)
     return (grad_w, grad_bias), (0, 0)
@@ -138,9 +142,11 @@ def _product(x: Tensor, w: Tensor, bias: Tensor | None, strict: bool) -> Tensor:
     return torch.mm(x, w, out=out) if bias is None else torch.addmm(bias, x, w, out=out)
 
 
-def _weight_gradient(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+def _weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
     if kernels.prefers_own_products():
-        return kernels.weight_gradient(x, grad)
+        return kernels.weight_gradient(x, grad, skip)
+    if skip is not None:
+        x = x.masked_fill(skip.unsqueeze(-1), 0)
     return torch.mm(x.t(), grad, out=kernels.empty((x.shape[1], grad.shape[1]))), grad.sum(0)
 
 
@@ -151,7 +157,7 @@ torch.library.register_fake(
 )
 torch.library.register_fake(
     "unrolled::weight_gradient",
-    lambda x, grad: (x.new_empty(x.shape[1], grad.shape[1]), x.new_empty(grad.shape[1])),
+    lambda x, grad, skip: (x.new_empty(x.shape[1], grad.shape[1]), x.new_empty(grad.shape[1])),
     lib=_LIBRARY,
 )
 torch.library.register_autograd(

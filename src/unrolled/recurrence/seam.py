@@ -26,7 +26,7 @@ from .precision import full_precision
 
 Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor]]
-WeightGradient = Callable[[Tensor, Tensor], Tensor]
+WeightGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _INPUTS = "Tensor pre, Tensor w_h, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths"
@@ -45,18 +45,21 @@ _STALE = (
 )
 
 
-def _weight_gradient(x: Tensor, grad: Tensor) -> Tensor:
+def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None) -> Tensor:
+    """x^T grad, [K, M], for x [N, K] and grad [N, M]; the rows of x where `skip` [N] is True count as zeros."""
+    if skip is not None:
+        x = x.masked_fill(skip.unsqueeze(-1), 0)
     return x.mT @ grad
 
 
 def operator(
-    name: str, forward: Scan, backward: ScanBackward, weight_gradient: WeightGradient = _weight_gradient
+    name: str, forward: Scan, backward: ScanBackward, weight_gradient: WeightGradient = weight_gradient
 ) -> Scan:
     """Register `unrolled::<name>` and `unrolled::<name>_backward`; return the function to call.
 
     `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
-    [T, B, 4, H]) and `reference.scan_backward`. They may write only into memory that they allocate. `weight_gradient`:
-    x^T grad for x [N, K] and grad [N, M], differentiable where gradients are enabled.
+    [T, B, 4, H]) and `reference.scan_backward`. They may write only into memory that they allocate. Where gradients
+    are enabled, `weight_gradient` is differentiable.
     """
     scan_op, backward_op = _register_both(name, forward, backward, weight_gradient)
 
@@ -200,16 +203,16 @@ def _grad_recurrent_weights(
     Reshaped, not flattened: batched cotangents (`is_grads_batched`) know no flatten.
     """
     steps, rows, hidden = h.shape
-    before, dpre = h[:-1], grad_pre.reshape(steps, rows, 4 * hidden)
-    if resets is not None:
-        before = before.masked_fill(resets[1:].unsqueeze(-1), 0)
-        h0 = h0.masked_fill(resets[:1].any(0).unsqueeze(-1), 0)
+    dpre, skip = grad_pre.reshape(steps, rows, 4 * hidden), resets
     if lengths is not None:
-        h0 = h0.masked_fill((lengths == 0).unsqueeze(-1), 0)
-        before = before.masked_fill(reference.ended(lengths, steps)[1:].unsqueeze(-1), 0)
+        ended = reference.ended(lengths, steps)
+        skip = ended if skip is None else skip | ended
+    if skip is not None:
+        h0 = h0.masked_fill(skip[:1].any(0).unsqueeze(-1), 0)
+        skip = skip[1:].reshape(-1)
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
     first = h0.mT @ dpre[:1].sum(0)
-    rest = weight_gradient(before.reshape(-1, hidden), dpre[1:].reshape(-1, 4 * hidden))
+    rest = weight_gradient(h[:-1].reshape(-1, hidden), dpre[1:].reshape(-1, 4 * hidden), skip)
     return (first + rest).reshape(hidden, 4, hidden)
 
 
