@@ -1,8 +1,10 @@
-"""Every example is short and runs as it stands: no arguments, an empty folder, no complaints."""
+"""Every example is short and runs as it stands: an empty folder, no complaints, and no arguments but files to read."""
 
 from __future__ import annotations
 
 import os
+import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,22 +12,15 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+# A program to train with may be longer than a lesson.
+LINES = {"word_language_model": 150}
+ARGUMENTS = {"word_language_model": ["--train", "train.txt", "--valid", "valid.txt"]}
 
 
-def test_there_are_examples():
-    assert EXAMPLES
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_is_short(example: Path):
-    assert len(example.read_text(encoding="utf-8").splitlines()) < 80
-
-
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(example: Path, tmp_path: Path):
-    run = subprocess.run(
-        [sys.executable, str(example)],
-        cwd=tmp_path,
+def run(example: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(example), *arguments],
+        cwd=folder,
         # A pipe's encoding is the locale's, not UTF-8, on Windows.
         env={**os.environ, "PYTHONIOENCODING": "utf-8"},
         stdin=subprocess.DEVNULL,
@@ -34,6 +29,61 @@ def test_an_example_runs(example: Path, tmp_path: Path):
         encoding="utf-8",
         check=False,
     )
-    assert run.returncode == 0, run.stderr
-    assert run.stderr == ""
-    assert run.stdout.strip(), "an example shows something"
+
+
+def write_texts(folder: Path) -> None:
+    """Sentences in which each word decides the next, but for one in four."""
+    draw = random.Random(0)
+    words = ["the", "cat", "saw", "a", "dog", "and", "then", "<unk>"]
+    for name, lines in (("train", 300), ("valid", 30)):
+        text = [[words[(k + draw.choice((0, 0, 0, 1))) % 8] for k in range(draw.randint(4, 9))] for _ in range(lines)]
+        (folder / f"{name}.txt").write_text("".join(f" {' '.join(line)} \n" for line in text), encoding="utf-8")
+
+
+def test_there_are_examples():
+    assert EXAMPLES
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_short(example: Path):
+    assert len(example.read_text(encoding="utf-8").splitlines()) < LINES.get(example.stem, 80)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_runs(example: Path, tmp_path: Path):
+    write_texts(tmp_path)
+    done = run(example, tmp_path, *ARGUMENTS.get(example.stem, []))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.strip(), "an example shows something"
+
+
+def word_model(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    [example] = [path for path in EXAMPLES if path.stem == "word_language_model"]
+    return run(example, folder, *ARGUMENTS["word_language_model"], *arguments)
+
+
+@pytest.mark.parametrize("tied", [(), ("--tied",)], ids=["untied", "tied"])
+def test_a_word_model_learns_what_there_is_to_learn(tmp_path: Path, tied: tuple[str, ...]):
+    """The texts' own perplexity is 2.1; a guess by how frequent words are stands at 8."""
+    write_texts(tmp_path)
+    settings = "--epochs 5 --hidden 32 --window 10 --batch 10 --clip 1 --dropout 0 --lr 3"
+    done = word_model(tmp_path, *settings.split(), *tied)
+    assert done.returncode == 0, done.stderr
+    assert "2,232 words to learn from, 9 different ones" in done.stdout
+    found = re.search(r"in the end: validation perplexity (\S+) \(best (\S+)\), training (\S+)\n$", done.stdout)
+    assert found is not None
+    last, best, training = map(float, found.groups())
+    assert 1.8 < best <= last < 4
+    assert 1.8 < training < 4
+
+
+def test_a_word_that_was_never_read_counts_as_unknown(tmp_path: Path):
+    write_texts(tmp_path)
+    (tmp_path / "valid.txt").write_text("the zebra saw\n", encoding="utf-8")
+    done = word_model(tmp_path, "--epochs", "1", "--hidden", "8")
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "train.txt").write_text("the cat saw a dog\n" * 50, encoding="utf-8")
+    done = word_model(tmp_path, "--epochs", "1", "--hidden", "8")
+    assert done.returncode == 1
+    assert done.stderr == "'zebra' is not in the training text, and neither is <unk>\n"
