@@ -1,5 +1,6 @@
 """Lanes and windows: exact small examples, what continues what, what is covered, what is masked."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from unrolled.corpus import Split
-from unrolled.lanes import Lanes, Window
+from unrolled.lanes import Lanes, TooShortError, Window
 
 
 def counting(tokens: int, *starts: int) -> Split:
@@ -155,20 +156,23 @@ def test_the_shortest_text_that_fits() -> None:
 @pytest.mark.parametrize(
     ("tokens", "lanes", "window", "advice"),
     [
-        (4223, 32, 128, "use lanes=31 with window=128 or window=127 with lanes=32, or a longer text"),
-        (100, 32, 128, "use window=3 with lanes=32, or a longer text"),
+        (4223, 32, 128, "use lanes=31 with window=128 or lanes=32 with window=127, or a longer text"),
+        (100, 32, 128, "use lanes=32 with window=3, or a longer text"),
         (20, 32, 10, "use lanes=1 with window=10, or a longer text"),
         (15, 32, 10, "use lanes=1 with window=7, or a longer text"),
         (1, 1, 1, "use a longer text"),
     ],
 )
 def test_too_short_says_what_fits(tokens: int, lanes: int, window: int, advice: str) -> None:
-    with pytest.raises(ValueError, match="too short") as caught:
+    with pytest.raises(TooShortError, match="too short") as caught:
         Lanes(counting(tokens), lanes, window, seed=0)
-    assert str(caught.value) == (
+    said = (
         f"the text is too short: it holds {tokens} tokens, and {lanes} lanes of {window}-token windows take at least "
-        f"{(lanes + 1) * window}; {advice}"
+        f"{(lanes + 1) * window}; "
     )
+    assert str(caught.value) == said + advice
+    flags = re.sub(r"lanes=(\d+) with window=(\d+)", r"--lanes \1 --window \2", advice)
+    assert caught.value.with_flags() == said + flags
 
 
 @given(st.integers(2, 300), st.integers(1, 40), st.integers(1, 40))

@@ -41,7 +41,7 @@ def dtype_for(vocabulary: int) -> np.dtype[Any]:
 
 def in_memory(sources: Sequence[Source], apart: Sequence[Source], tokenizer: Tokenizer, separator: str) -> Encoded:
     ids, starts = BytesIO(), BytesIO()
-    training = encode(sources, apart, tokenizer, separator, ids=ids, starts=starts)
+    training = encode(sources, apart, tokenizer, separator, ids, starts)
     return Encoded(
         np.frombuffer(ids.getbuffer(), dtype_for(tokenizer.size)), np.frombuffer(starts.getbuffer(), np.int64), training
     )
@@ -52,7 +52,6 @@ def encode(
     apart: Sequence[Source],
     tokenizer: Tokenizer,
     separator: str,
-    *,
     ids: Writable,
     starts: Writable,
 ) -> int:

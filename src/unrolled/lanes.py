@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from unrolled.corpus import Split
+from .corpus import Split
 
 
 class Window(NamedTuple):
@@ -23,6 +23,30 @@ class Window(NamedTuple):
     scored: Tensor | None
 
 
+class TooShortError(ValueError):
+    """A text of `tokens` tokens that has no window for each lane. `fits` are pairs (lanes, window) that it has."""
+
+    def __init__(self, tokens: int, lanes: int, window: int) -> None:
+        self.tokens, self.lanes, self.window = tokens, lanes, window
+        fits = [(tokens // window - 1, window), (lanes, tokens // (lanes + 1))]
+        if max(fits[0][0], fits[1][1]) < 1:
+            fits = [(1, tokens // 2)]
+        self.fits = [(some, length) for some, length in fits if some >= 1 and length >= 1]
+        super().__init__(self._sentence("lanes={} with window={}"))
+
+    def with_flags(self) -> str:
+        """The message as it is to be read at a command line."""
+        return self._sentence("--lanes {} --window {}")
+
+    def _sentence(self, form: str) -> str:
+        advice = " or ".join(form.format(some, length) for some, length in self.fits)
+        return (
+            f"the text is too short: it holds {self.tokens} tokens, and {self.lanes} lanes of {self.window}-token "
+            f"windows take at least {(self.lanes + 1) * self.window}; use "
+            f"{f'{advice}, or ' if advice else ''}a longer text"
+        )
+
+
 class Lanes:
     """`lanes` equally long stretches of a split, read side by side, `window` tokens at a time.
 
@@ -36,14 +60,14 @@ class Lanes:
     """
 
     def __init__(self, split: Split, lanes: int, window: int, *, seed: int) -> None:
-        """ValueError where the split is too short for even one window in each lane."""
+        """TooShortError where the split is too short for even one window in each lane."""
         for name, value in (("lanes", lanes), ("window", window)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if seed < 0:
             raise ValueError(f"seed must be 0 or more, got {seed}")
         if split.ids.size < (lanes + 1) * window:
-            raise ValueError(_too_short(split.ids.size, lanes, window))
+            raise TooShortError(split.ids.size, lanes, window)
         self.split = split
         self.lanes = lanes
         self.window_length = window
@@ -83,17 +107,3 @@ def _among(positions: NDArray[np.int64], starts: NDArray[np.int64]) -> NDArray[n
     nearest = np.searchsorted(starts, positions, side="right") - 1
     opens: NDArray[np.bool_] = starts[nearest] == positions
     return opens
-
-
-def _too_short(tokens: int, lanes: int, window: int) -> str:
-    advice = []
-    if tokens // window - 1 >= 1:
-        advice.append(f"lanes={tokens // window - 1} with window={window}")
-    if tokens // (lanes + 1) >= 1:
-        advice.append(f"window={tokens // (lanes + 1)} with lanes={lanes}")
-    if not advice and tokens > 1:
-        advice.append(f"lanes=1 with window={tokens // 2}")
-    return (
-        f"the text is too short: it holds {tokens} tokens, and {lanes} lanes of {window}-token windows take at least "
-        f"{(lanes + 1) * window}; use {' or '.join(advice) + ', or ' if advice else ''}a longer text"
-    )

@@ -1,0 +1,89 @@
+"""What a run begins with: its text, and an earlier run's tokenizer and model where the configuration says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .bpe import DEFAULT_VOCABULARY
+from .checkpoint import Run, latest, load
+from .config import TOKENS, ConfigError, TrainConfig
+from .corpus import Corpus, read_corpus
+from .model import LanguageModel
+from .tokens import Tokenizer, load_tokenizer
+
+# Beside the runs' directories: one encoded text serves all of them.
+ENCODED = "encoded"
+_SIZES = ("layers", "hidden", "embedding")
+
+
+def begin(config: TrainConfig) -> tuple[TrainConfig, Corpus, LanguageModel | None]:
+    """The configuration with its tokens written out, its text, and the model of `init_from`, if that is given.
+
+    Raises ConfigError where `init_from` or `tokenizer` contradict the rest, CheckpointError and TokenizerError where
+    they can't be loaded, and whatever `read_corpus` raises.
+    """
+    source = None if config.init_from is None else _source(config, config.init_from)
+    tokenizer = _tokenizer(config) if source is None else source.tokenizer
+    if tokenizer is not None and config.tokens not in (None, tokenizer.name):
+        flag, origin = ("init-from", config.init_from) if source is not None else ("tokenizer", config.tokenizer)
+        raise ConfigError(
+            f"tokens={config.tokens} is not what {origin} reads: its tokens are {tokenizer.name}; leave --tokens out, "
+            f"or leave --{flag} out"
+        )
+    vocabulary = config.vocabulary
+    if config.tokens == "bpe" and tokenizer is None:
+        vocabulary = vocabulary or DEFAULT_VOCABULARY
+    corpus = read_corpus(
+        config.files,
+        tokens=config.tokens or "byte",
+        vocabulary=vocabulary,
+        split=config.split,
+        val=config.val,
+        tokenizer=tokenizer,
+        separator=config.document_separator or "",
+        cache=config.directory.parent / ENCODED,
+    )
+    name: Any = corpus.tokenizer.name
+    known = dataclasses.replace(config, tokens=name if name in TOKENS else config.tokens, vocabulary=vocabulary)
+    return known, corpus, None if source is None else _model(config, source)
+
+
+def _source(config: TrainConfig, directory: str) -> Run:
+    """The run to start from; where this one has begun, itself, so that it no longer depends on the other."""
+    if config.tokenizer is not None:
+        raise ConfigError("init_from and tokenizer both say what the tokens are; leave --tokenizer out")
+    run = load(latest(config.directory) or directory)
+    for name in _SIZES:
+        given, own = getattr(config, name), getattr(run.config, name)
+        if given not in (own, TrainConfig.__dataclass_fields__[name].default):
+            raise ConfigError(
+                f"{name}={given} is not what the model in {directory} has: {own}; a model that is trained on keeps its "
+                f"sizes: leave --{name} out, or begin a new model without --init-from"
+            )
+    return run
+
+
+def _tokenizer(config: TrainConfig) -> Tokenizer | None:
+    if config.tokenizer is None:
+        return None
+    path = Path(config.tokenizer)
+    try:
+        return load(path).tokenizer if path.is_dir() else load_tokenizer(path)
+    except OSError as error:
+        raise ConfigError(f"tokenizer {path} can't be read: {error.strerror}") from None
+
+
+def _model(config: TrainConfig, source: Run) -> LanguageModel:
+    """The earlier model's weights, in the number format and with the dropout that the configuration asks for."""
+    sizes = dataclasses.replace(
+        source.config,
+        dropout=config.dropout,
+        embedding_dropout=config.embedding_dropout,
+    )
+    model = LanguageModel(sizes, dtype=getattr(torch, config.dtype))
+    model.load_state_dict(source.model.state_dict())
+    return model
