@@ -49,6 +49,7 @@ ARROWS: dict[str, set[str]] = {
     "encoding": {"sources", "tokenizer"},
     "cache": {"disk", "encoding", "sources", "tokenizer", "tokens"},
     "corpus": {"sources", "encoding", "cache", "tokens"},
+    "beginning": {"bpe", "checkpoint", "config", "corpus", "model", "tokens"},
     "lanes": {"corpus"},
     "truncated": {"state"},
     "loss": set(),
@@ -58,7 +59,8 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": {"model", "loss", "lanes", "corpus", "tokens", "ngram"},
     "dynamic": {"evaluate", "model", "loss", "lanes", "corpus", "tokens"},
     "score_table": {"evaluate"},
-    "scoring": {"score_table", "evaluate", "dynamic", "checkpoint", "config", "corpus"},
+    "score_request": set(),
+    "scoring": {"score_request", "score_table", "evaluate", "dynamic", "checkpoint", "config", "corpus"},
     "snapshot": set(),
     "step_arguments": {"arguments", "state"},
     "parts": {"model", "stack", "layer", "interop", "recurrence.step"},
@@ -68,7 +70,12 @@ ARROWS: dict[str, set[str]] = {
         *("recurrence", "recurrence.step", "recurrence.native", "recurrence.native_step"),
     },
     "reader": {"model", "parts", "stepper", "state", "recurrence.native"},
-    "generate": {"model", "reader", "state", "tokens"},
+    "samplers": set(),
+    "stops": set(),
+    "bookmark": {"model", "manifest", "state"},
+    "writing": {"bookmark", "reader", "samplers", "state", "stops", "tokens"},
+    "generate": {"model", "reader", "state", "tokens", "bookmark", "samplers", "stops", "writing"},
+    "generate_command": {"samplers", "generate", "bookmark", "checkpoint"},
     "quota": set(),
     "bench": {"model", "stack", "stepper", "recurrence", "checkpoint", "corpus", "tokens", "quota"},
     "disk": set(),
@@ -85,7 +92,7 @@ ARROWS: dict[str, set[str]] = {
     "resume": {"checkpoint", "config", "corpus", "evaluate"},
     "run_directory": {"checkpoint", "config", "journal", "lock", "manifest", "model", "resume", "tokens"},
     "train": {
-        *("model", "lanes", "evaluate", "generate", "checkpoint", "corpus"),
+        *("model", "lanes", "evaluate", "generate", "checkpoint", "corpus", "beginning"),
         *("config", "events", "machine", "learner", "resume", "run_directory", "state_layout"),
     },
     "progress": {"train", "config", "events", "score_table", "model", "trace"},
@@ -93,17 +100,21 @@ ARROWS: dict[str, set[str]] = {
 ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
+    "bookmark",
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}
 
 # Packages beyond torch, numpy and the standard library. What `import unrolled` loads has none.
 FOREIGN: dict[str, set[str]] = {
+    "bookmark": {"safetensors"},
     "bpe": {"tokenizers"},
     "checkpoint": {"safetensors"},
     "trace": {"rich"},
     "progress": {"rich"},
+    "score_request": {"cyclopts"},
     "bench": {"rich"},
+    "generate_command": {"cyclopts"},
     "cli": {"cyclopts", "rich"},
 }
 

@@ -135,7 +135,7 @@ def test_a_restored_optimizer_goes_on_to_the_bit(ema: float, dtype: torch.dtype)
     with torch.no_grad():
         other.lstm.proj.bias.fill_(5)
     restored = Optimizer(other, config, 8)
-    restored.restore(3, averaged, tensors)
+    restored.restore(averaged.state_dict(), tensors)
     for optimizer in (whole, restored):
         move(optimizer, 3, first=3)
     for mine, theirs in ((restored.model, whole.model), (restored.averaged, whole.averaged)):

@@ -13,7 +13,7 @@ from small_runs import SAMPLE, TALE, log, only, run, small, sums
 from unrolled.checkpoint import load
 from unrolled.config import ConfigError
 from unrolled.corpus import Corpus, CorpusError, Split, read_corpus
-from unrolled.evaluate import evaluate
+from unrolled.evaluate import Counts, evaluate
 from unrolled.loss import nats
 from unrolled.model import LanguageModel, ModelConfig
 from unrolled.optimize import learning_rate
@@ -54,7 +54,8 @@ def test_scores_are_those_of_the_saved_model(config: TrainConfig) -> None:
     saved = load(events[-1].directory)
     corpus = read_corpus(config.files, tokens="char", split=config.split)
     assert corpus.val is not None
-    evaluation = evaluate(saved.model, corpus.val, saved.tokenizer)
+    counts = Counts.of(corpus.train, corpus.tokenizer)
+    evaluation = evaluate(saved.model, corpus.val, saved.tokenizer, counts=counts)
     assert events[-1].evaluation == evaluation
     assert only(events, Evaluated)[-1].score == evaluation.blocks
     assert saved.training is not None

@@ -7,6 +7,7 @@ import difflib
 import json
 import math
 import os
+import re
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,7 +25,10 @@ RUNS = "runs"
 
 # A run goes on though these differ: its length, how often it looks and saves, what it says, and where it lies. The
 # texts are compared by their contents.
-_MAY_CHANGE = frozenset(("steps", "epochs", "eval_every", "save_every", "quiet", "resume", "out", "files", "val"))
+_MAY_CHANGE = {
+    *("steps", "epochs", "patience", "eval_every", "save_every", "keep", "quiet", "resume", "out"),
+    *("files", "val", "tokenizer"),
+}
 
 _INTEGERS = {
     "layers": 1,
@@ -33,21 +37,33 @@ _INTEGERS = {
     "lanes": 1,
     "window": 1,
     "steps": 1,
+    "accumulate": 1,
     "warmup": 0,
     "eval_every": 1,
     "save_every": 1,
+    "keep": 1,
+    "patience": 1,
+    "vocabulary": 1,
     "seed": 0,
     "threads": 1,
 }
 _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "dropout": ("at least 0 and below 1", lambda x: 0 <= x < 1),
+    "embedding_dropout": ("at least 0 and below 1", lambda x: 0 <= x < 1),
     "ema": ("at least 0 and below 1", lambda x: 0 <= x < 1),
     "lr": ("above 0", lambda x: 0 < x < math.inf),
     "epochs": ("above 0", lambda x: 0 < x < math.inf),
     "clip": ("0 (no clipping) or more", lambda x: 0 <= x < math.inf),
     "weight_decay": ("0 or more", lambda x: 0 <= x < math.inf),
 }
-_CHOICES = {"tokens": ("byte", "char"), "state": ("carry", "reset"), "dtype": ("float32", "float64", "bfloat16")}
+TOKENS = ("byte", "char", "bpe", "ids")
+_CHOICES = {
+    "tokens": TOKENS,
+    "optimizer": ("adamw", "sgd"),
+    "state": ("carry", "reset"),
+    "dtype": ("float32", "float64", "bfloat16"),
+    "autocast": ("bfloat16",),
+}
 
 
 class ConfigError(ValueError):
@@ -59,11 +75,19 @@ class TrainConfig:
     """A training run. `None` means that a default is worked out from the text and the other fields."""
 
     files: tuple[str, ...] = ()
-    """Text files, each one document; without any, the documentation text that Python carries."""
+    """Text files, directories, patterns, .npy files of ids; none means the documentation text that Python carries."""
     out: str | None = None
     """Directory of the run; runs/<name of the first file> if not given."""
-    tokens: Literal["byte", "char"] = "byte"
-    """What the model reads: bytes (no text is outside them) or the characters of the text."""
+    tokens: Literal["byte", "char", "bpe", "ids"] | None = None
+    """What the model reads: bytes, if not given, or characters, byte pairs, or ids that .npy files hold."""
+    vocabulary: int | None = None
+    """How many byte pairs are learned, 4096 if not given; of ids, how many there are."""
+    tokenizer: str | None = None
+    """Tokenizer to use: the tokenizer.json of a model, or the directory of a run or model."""
+    document_separator: str | None = None
+    """Text behind which a new document begins, also inside a file."""
+    init_from: str | None = None
+    """Run or model whose weights and tokens to start from, on other text."""
     layers: int = 2
     """LSTM layers."""
     hidden: int = 256
@@ -72,14 +96,20 @@ class TrainConfig:
     """Width of a learned embedding of the tokens; 0 feeds one-hot rows, which learn more slowly at first."""
     dropout: float = 0.2
     """Share of h dropped between layers and before the projection."""
+    embedding_dropout: float = 0.0
+    """Share of the embedding's output dropped."""
     lanes: int = 64
     """Stretches of the text that are read side by side (the batch)."""
     window: int = 64
     """Tokens of each lane in one step (the truncation length of the gradient)."""
+    accumulate: int = 1
+    """Lots into which the lanes are divided, one after the other in a step: the same step in less memory."""
     steps: int | None = None
     """Length of the run in steps; 20 epochs, at most 10000 steps, if neither this nor epochs is given."""
     epochs: float | None = None
     """Length of the run in passes over the text, instead of steps."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """How the weights move: AdamW, or plain gradient descent."""
     lr: float = 3e-3
     """Peak learning rate; it falls along a cosine to 2% of this."""
     warmup: int = 100
@@ -87,7 +117,7 @@ class TrainConfig:
     clip: float = 1.0
     """Largest norm of the gradient, longer ones are scaled down to it; 0 turns that off."""
     weight_decay: float = 0.01
-    """Decay of the weights, of AdamW; biases have none."""
+    """Decay of the weights; biases have none."""
     ema: float = 0.999
     """Decay of the running average of the weights that is evaluated and saved; 0 takes the weights themselves."""
     state: Literal["carry", "reset"] = "carry"
@@ -95,13 +125,19 @@ class TrainConfig:
     eval_every: int | None = None
     """Steps between evaluations; a tenth of the run, at most 500, if not given."""
     save_every: int | None = None
-    """Steps between saves; a tenth of the run, at most 500, if not given."""
+    """Steps between saves; a tenth of the run, at most 500, if not given. A model that scores best is saved at once."""
+    keep: int = 3
+    """How many of the newest models stay; the best one stays besides."""
+    patience: int | None = None
+    """End the run after this many evaluations in a row without a better score."""
     seed: int = 0
     """Decides the initial weights, where each epoch begins, the dropout masks and the samples."""
     device: str = "auto"
     """Where to train: cpu, cuda, cuda:1 ...; auto takes a CUDA device if there is one."""
     dtype: Literal["float32", "float64", "bfloat16"] = "float32"
     """Number format of the weights."""
+    autocast: Literal["bfloat16"] | None = None
+    """Compute products in bfloat16; weights, recurrence and state stay as they are."""
     threads: int | None = None
     """CPU threads; torch's own choice if not given."""
     val: str | None = None
@@ -116,7 +152,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         self._set("files", _files(self.files))
         self._set("split", _split(self.split))
-        for name in ("out", "val"):
+        for name in ("out", "val", "tokenizer", "document_separator", "init_from"):
             if getattr(self, name) is not None:
                 self._set(name, _text(name, getattr(self, name)))
         for name, least in _INTEGERS.items():
@@ -131,14 +167,21 @@ class TrainConfig:
         if self.seed >= 2**63:
             raise ConfigError(f"seed must be below 2**63, got {self.seed}")
         for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
+            if getattr(self, name) not in choices and not (getattr(self, name) is None and _optional(name)):
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         _text("device", self.device)
         for name in ("resume", "quiet"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.accumulate > self.lanes:
+            raise ConfigError(f"accumulate={self.accumulate} must be at most lanes={self.lanes}: a lot has a lane")
         if self.steps is not None and self.epochs is not None:
             raise ConfigError(f"steps={self.steps} and epochs={self.epochs:g} both say how long to train; give one")
+
+    @property
+    def directory(self) -> Path:
+        """Where the run lies: `out`, or a name under runs/ from the first file's."""
+        return Path(self.out) if self.out else Path(RUNS) / _run_name(self.files)
 
     def resolved(self, windows_per_epoch: int) -> TrainConfig:
         """The same run with its length in steps, its cadence and its directory written out."""
@@ -153,7 +196,7 @@ class TrainConfig:
         often = max(1, min(steps // 10, 500))
         return dataclasses.replace(
             self,
-            out=self.out or str(Path(RUNS) / (Path(self.files[0]).stem if self.files else "python-docs")),
+            out=str(self.directory),
             steps=steps,
             epochs=None,
             eval_every=self.eval_every or often,
@@ -206,6 +249,15 @@ class TrainConfig:
 
 
 FIELDS = tuple(field.name for field in dataclasses.fields(TrainConfig))
+
+
+def _run_name(files: tuple[str, ...]) -> str:
+    if not files:
+        return "python-docs"
+    path = Path(files[0])
+    if path.is_dir():
+        return path.resolve().name or "text"
+    return re.sub(r"[*?\[\]]+", "", path.stem) or path.absolute().parent.name or "text"
 
 
 def _optional(name: str) -> bool:

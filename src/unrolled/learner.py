@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checkpoint import Run, Training, check_shapes
 from .config import TrainConfig
 from .lanes import Lanes, Window
 from .loss import nats
 from .machine import randomness
-from .model import LanguageModel
 from .optimize import Optimizer
-from .state import LSTMState
+from .state_layout import State, StateLayout, mapped
 
 
 class NotFiniteError(ArithmeticError):
@@ -34,54 +34,71 @@ class Lesson(NamedTuple):
 class Learner:
     """Moves the weights of `model`, window by window; `averaged` is the running average of where they have been."""
 
-    def __init__(self, model: LanguageModel, lanes: Lanes, config: TrainConfig, device: torch.device) -> None:
+    def __init__(
+        self, model: nn.Module, layout: StateLayout, lanes: Lanes, config: TrainConfig, device: torch.device
+    ) -> None:
         """`config` is resolved: it has its steps."""
         assert config.steps is not None, "a resolved configuration has its steps"
         self.model, self.lanes, self.device = model, lanes, device
-        self._config = config
+        self._config, self._layout = config, layout
         self._optimizer = Optimizer(model, config, config.steps)
         self.averaged = self._optimizer.averaged
-        self._state: LSTMState | None = None
+        # Lots of lanes that go through the model one after the other, each with its state.
+        self._lots = _lots(config.lanes, config.accumulate)
+        self._states: list[State] = [None] * len(self._lots)
 
     def step(self, step: int) -> Lesson:
         """Read the window of step `step`, counted from 0, and move the weights. Raises NotFiniteError."""
         epoch, index = divmod(step, self.lanes.windows_per_epoch)
+        if index == 0 or self._config.state == "reset":
+            # A lane's first window of an epoch continues nothing.
+            self._states = [None] * len(self._lots)
         window = self.lanes.window(epoch, index)
-        tokens = window.targets.numel() if window.scored is None else int(window.scored.sum())
         self._optimizer.clear()
-        # A lane's first window of an epoch continues nothing.
-        state = self._state if self._config.state == "carry" and index else None
         with randomness(self._config.seed, step, self.device):
-            loss, state = self._backward(window, state, max(1, tokens))
+            loss = self._backward(window)
         norm = self._optimizer.norm()
         # The one moment at which a step waits for the device.
         mean, length = torch.stack([loss, norm.to(loss.dtype)]).tolist()
         if not (math.isfinite(mean) and math.isfinite(length)):
             raise NotFiniteError(f"the loss is {mean} and the gradient's norm {length} at step {step + 1}")
-        self._state = state
         return Lesson(mean, length, self._optimizer.step(step, norm), window.targets.numel())
 
-    def _backward(self, window: Window, state: LSTMState | None, tokens: int) -> tuple[Tensor, LSTMState]:
-        """Add the gradients of the window's sum of nats over `tokens`; that loss, and the state at its end."""
-        inputs, targets, resets, scored = (None if part is None else part.to(self.device) for part in window)
-        assert inputs is not None and targets is not None  # noqa: PT018
-        logits, state = self.model(inputs, state, resets=resets)
-        loss = nats(logits, targets, scored) / tokens
-        loss.backward()
-        return loss.detach(), state.detach()
+    def _backward(self, window: Window) -> Tensor:
+        """Leave the window's gradients with the weights and its states with the lots; its loss.
+
+        The sum of nats is divided by the tokens of all lanes before it goes backward: so lots are summed, not averaged.
+        """
+        tokens = max(1, window.targets.numel() if window.scored is None else int(window.scored.sum()))
+        low = self._config.autocast == "bfloat16"
+        total = torch.zeros((), device=self.device)
+        for lot, lanes in enumerate(self._lots):
+            inputs, targets, resets, scored = (None if p is None else p[lanes].to(self.device) for p in window)
+            assert inputs is not None and targets is not None  # noqa: PT018
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
+                logits, state = self.model(inputs, self._states[lot], resets=resets)
+                loss = nats(logits, targets, scored) / tokens
+            loss.backward()
+            total = total + loss.detach()
+            self._states[lot] = mapped(state, Tensor.detach)
+        return total
 
     def tensors(self) -> dict[str, Tensor]:
         """Every number beside the averaged weights on which the next steps depend; the state is that of all lanes."""
         tensors = self._optimizer.tensors()
         if self._config.state == "carry":
-            state = self._state or self.model.zero_state(self._config.lanes)
-            tensors |= {"state.h": state.h, "state.c": state.c}
+            begun = self._states[0] is not None
+            tensors |= self._layout.joined(self._states) if begun else self._layout.zeros(self._config.lanes)
         return tensors
 
-    def restore(self, step: int, run: Run, training: Training) -> None:
-        """Be as after `step` steps. CheckpointError where the tensors are not those of this model and these lanes."""
-        expected = {name: value.shape for name, value in self.tensors().items()}
-        check_shapes(run.directory / "training.safetensors", expected, training.tensors)
-        self._optimizer.restore(step, run.model, training.tensors)
+    def restore(self, averaged: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+        """Be as when `tensors` gave these, and the averaged model's `state_dict` was `averaged`."""
+        self._optimizer.restore(averaged, tensors)
         if self._config.state == "carry":
-            self._state = LSTMState(training.tensors["state.h"], training.tensors["state.c"]).to(self.device)
+            there = {name: tensors[name].to(self.device) for name in self._layout.axes}
+            self._states = [self._layout.chosen(there, lanes) for lanes in self._lots]
+
+
+def _lots(lanes: int, count: int) -> list[slice]:
+    bounds = [lanes * lot // count for lot in range(count + 1)]
+    return [slice(begin, end) for begin, end in pairwise(bounds)]

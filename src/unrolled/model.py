@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .stack import MultiLayerLSTM, Trace
@@ -24,6 +25,7 @@ class ModelConfig:
     layers: int = 2
     embedding: int = 64
     dropout: float = 0.0
+    embedding_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name, least in (("vocabulary", 1), ("hidden", 1), ("layers", 1), ("embedding", 0)):
@@ -32,18 +34,24 @@ class ModelConfig:
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             if value < least:
                 raise ValueError(f"{name}={value} must be at least {least}")
-        if not isinstance(self.dropout, int | float) or isinstance(self.dropout, bool):
-            raise TypeError(f"dropout must be a number, got {self.dropout!r}")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1: the share of h that is dropped")
+        for name, dropped in (("dropout", "h"), ("embedding_dropout", "the embedding's output")):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise TypeError(f"{name} must be a number, got {value!r}")
+            if not 0 <= value < 1:
+                raise ValueError(
+                    f"{name}={value} must be at least 0 and below 1: the share of {dropped} that is dropped"
+                )
+        if self.embedding_dropout and not self.embedding:
+            raise ValueError(f"embedding_dropout={self.embedding_dropout} needs an embedding, and embedding is 0")
 
 
 class LanguageModel(nn.Module):
     """A stack between an optional embedding and logits over the vocabulary.
 
     Forget biases start at 1, so that an untrained cell remembers (Gers et al. 2000; Jozefowicz et al. 2015); the bare
-    `LSTMLayer` starts them at 0. Dropout is the stack's, between layers and before the projection; the embedding gets
-    none.
+    `LSTMLayer` starts them at 0. `dropout` is the stack's, between layers and before the projection;
+    `embedding_dropout` lies behind the embedding.
     """
 
     embedding: nn.Embedding | None
@@ -123,7 +131,9 @@ class LanguageModel(nn.Module):
             )
         if ids.dim() != 2:
             raise ValueError(f"ids is {list(ids.shape)}, expected [batch, time]; one text alone is ids[None]")
-        return ids if self.embedding is None else self._embedded(self.embedding, ids, lengths)
+        if self.embedding is None:
+            return ids
+        return F.dropout(self._embedded(self.embedding, ids, lengths), self.config.embedding_dropout, self.training)
 
     def _embedded(self, embedding: nn.Embedding, ids: Tensor, lengths: Tensor | None) -> Tensor:
         ids = ids.long()
@@ -143,7 +153,7 @@ class LanguageModel(nn.Module):
 
 
 @contextmanager
-def evaluating(model: LanguageModel) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Evaluation mode, and then each module as it was: `model.train()` would also wake what had been put to rest."""
     training = [module for module in model.modules() if module.training]
     for module in training:

@@ -11,17 +11,26 @@ from .checkpoint import CheckpointError, Run, Training, load, load_training
 from .config import ConfigError, TrainConfig
 from .corpus import Corpus
 from .evaluate import Score
-from .model import ModelConfig
 
 CONFIG_FILE = "config.toml"
 
 
 @dataclass
 class Standing:
-    """Where a run stands after `step` steps, beside its tensors; `score` is the last one of the validation text."""
+    """Where a run stands after `step` steps, beside its tensors.
+
+    `score`: the last one of the validation text, after `scored` steps. `best`: the least nats of a model that was saved.
+    """
 
     step: int = 0
     score: Score | None = None
+    scored: int = 0
+    best: float | None = None
+
+    @property
+    def is_best(self) -> bool:
+        """Whether no model that was saved has scored as well as the one at hand."""
+        return self.scored == self.step and self.score is not None and (self.best is None or self.score.nats < self.best)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,11 +56,13 @@ def record(standing: Standing, config: TrainConfig, corpus: Corpus, log_bytes: i
         "config": kept(config).as_dict(),
         "sha256": corpus.sha256,
         "score": None if standing.score is None else asdict(standing.score),
+        "scored": standing.scored,
+        "best": standing.best,
         "log_bytes": log_bytes,
     }
 
 
-def take_up(saved: Path, config: TrainConfig, corpus: Corpus, model: ModelConfig) -> Earlier:
+def take_up(saved: Path, config: TrainConfig, corpus: Corpus) -> Earlier:
     """The run in the model directory `saved`, if it is the one that `config` would begin.
 
     Raises ConfigError where it is another one, CheckpointError where it is damaged or no training run.
@@ -74,8 +85,8 @@ def take_up(saved: Path, config: TrainConfig, corpus: Corpus, model: ModelConfig
             f"--steps {2 * standing.step}, or begin another: --out DIRECTORY"
         )
     loaded = load(saved)
-    if loaded.config != model or loaded.tokenizer != corpus.tokenizer:
-        raise ConfigError(f"{saved} is of another model or another vocabulary; name another --out")
+    if loaded.tokenizer != corpus.tokenizer:
+        raise ConfigError(f"{saved} is of another vocabulary; name another --out")
     return Earlier(standing, log_bytes, loaded, training)
 
 
@@ -83,10 +94,12 @@ def _parsed(saved: Path, record: dict[str, Any]) -> tuple[TrainConfig, str, Stan
     try:
         config = TrainConfig.from_dict(record["config"])
         step, log_bytes, text = (record[key] for key in ("step", "log_bytes", "sha256"))
-        score = record["score"]
-        standing = Standing(step, None if score is None else Score(**score))
-        if type(step) is not int or type(log_bytes) is not int:
-            raise TypeError("step and log_bytes must be whole numbers")
+        score, scored, best = (record[key] for key in ("score", "scored", "best"))
+        standing = Standing(step, None if score is None else Score(**score), scored, best)
+        if not all(type(number) is int for number in (step, log_bytes, scored)):
+            raise TypeError("step, log_bytes and scored must be whole numbers")
+        if best is not None and type(best) is not float:
+            raise TypeError("best must be a number")
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{saved / 'training.json'} is not of a training run ({error})") from None
     return config, text, standing, log_bytes

@@ -5,19 +5,21 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch
+from torch import Tensor
 
-from .checkpoint import Run
+from .beginning import begin
+from .checkpoint import Run, check_shapes
 from .config import ConfigError, TrainConfig
-from .corpus import Corpus, Split, read_corpus
-from .evaluate import blocks, evaluate
-from .events import Evaluated, Event, Finished, Saved, Started, StepDone
+from .corpus import Corpus, Split
+from .evaluate import Counts, blocks, evaluate
+from .events import Evaluated, Event, Finished, Saved, SaveFailed, Started, StepDone
 from .generate import generate
 from .lanes import Lanes
 from .learner import Learner, NotFiniteError
@@ -25,6 +27,7 @@ from .machine import device_named, threads
 from .model import LanguageModel, ModelConfig
 from .resume import Standing, record, take_up
 from .run_directory import RunDirectory
+from .state_layout import StateLayout
 
 __all__ = [
     "ConfigError",
@@ -32,6 +35,7 @@ __all__ = [
     "Event",
     "Finished",
     "Saved",
+    "SaveFailed",
     "Started",
     "StepDone",
     "TrainConfig",
@@ -63,9 +67,12 @@ class Trainer:
     def __init__(self, config: TrainConfig, corpus: Corpus | None = None, model: LanguageModel | None = None) -> None:
         """`corpus` stands in for `config.files`, and `model` for a fresh one; its sizes then replace those of `config`.
 
-        Nothing is written yet. Raises ConfigError, CorpusError, or ValueError for a text too short for lanes x window.
+        Nothing of the run is written yet, only encoded text. Raises ConfigError, CorpusError, or TooShortError (a
+        ValueError) for a text too short for lanes x window.
         """
-        corpus = corpus or read_corpus(config.files, tokens=config.tokens, split=config.split, val=config.val)
+        if corpus is None:
+            config, corpus, earlier = begin(config)
+            model = earlier if model is None else model
         self.corpus, self.device = corpus, device_named(config.device)
         self.lanes = Lanes(corpus.train, config.lanes, config.window, seed=config.seed)
         if model is None:
@@ -79,8 +86,9 @@ class Trainer:
         self.config = _settled(config.resolved(self.lanes.windows_per_epoch), self.model, self.device)
         self.directory = Path(self.config.out or "")
         self._files = RunDirectory(self.directory)
-        self._learner = Learner(self.model, self.lanes, self.config, self.device)
-        self.averaged = self._learner.averaged
+        layout = StateLayout.of(self.model, corpus.tokenizer.size, self.device)
+        self._learner = Learner(self.model, layout, self.lanes, self.config, self.device)
+        self.averaged: Any = self._learner.averaged
         self._at, self._saved = Standing(), -1
         self._seconds = 0.0
         self._stopped = False
@@ -99,10 +107,15 @@ class Trainer:
         """Train, and yield an event for all that happens; between two events the caller may look at everything.
 
         Where `config.out` holds this very run, it is taken up: the weights, the optimiser, the carried state, the place
-        in the text and the log are those of its newest model. Raises ConfigError where it holds another one, and
-        TrainingError where the loss is no longer a number.
+        in the text and the log are those of its newest model. Raises ConfigError where it holds another one, LockedError
+        where another trainer is at work there, and TrainingError where the loss is no longer a number, or the run has
+        come to its end and can't be saved.
         """
-        log_bytes = self._take_up()
+        with self._files.claimed(resume=self.config.resume):
+            yield from self._run(self._take_up())
+        self._stopped = False
+
+    def _run(self, log_bytes: int) -> Iterator[Event]:
         began = self._at.step
         eval_every, save_every = self.config.eval_every or self.steps, self.config.save_every or self.steps
         with threads(self.config.threads), self._files.opened(self.config, log_bytes):
@@ -112,24 +125,22 @@ class Trainer:
                 step, last = self._at.step, self._at.step == self.steps
                 if step % eval_every == 0 or last:
                     yield self._evaluate()
-                if step % save_every == 0 or last:
+                if not last and (step % save_every == 0 or self._at.is_best):
                     yield self._save()
             if self._saved != self._at.step:
-                yield self._save()
+                yield self._save(last=True)
             yield self._finish(began)
-        self._stopped = False
 
     def _take_up(self) -> int:
         """Go to where the run stands, and return the length of its log there: 0 where it is yet to begin."""
         newest = self._files.newest()
         if newest is None:
-            if self.config.resume:
-                raise ConfigError(
-                    f"{self.directory} has no saved model to go on from; leave --resume out to begin the run"
-                )
             return 0
-        earlier = take_up(newest, self.config, self.corpus, self.model.config)
-        self._learner.restore(earlier.standing.step, earlier.run, earlier.training)
+        earlier = take_up(newest, self.config, self.corpus)
+        tensors, averaged = earlier.training.tensors, earlier.run.model.state_dict()
+        check_shapes(newest / "training.safetensors", _shapes(self._learner.tensors()), tensors)
+        check_shapes(newest / "weights.safetensors", _shapes(self.averaged.state_dict()), averaged)
+        self._learner.restore(averaged, tensors)
         self._at, self._saved = earlier.standing, earlier.standing.step
         return earlier.log_bytes
 
@@ -178,7 +189,7 @@ class Trainer:
 
     def _give_up(self, what: str) -> NoReturn:
         self._files.log("diverged", step=self._at.step, reason=what)
-        config, last = self.config, self._files.newest()
+        config, last = self.config, self._files.last()
         left = f"{last} is the last good model" if last else "no model had been saved yet"
         clip = f"a smaller --clip (it is {config.clip:g})" if config.clip else "gradients clipped, --clip 1"
         raise TrainingError(
@@ -191,6 +202,7 @@ class Trainer:
         tokenizer = self.corpus.tokenizer
         if self.corpus.val is not None:
             self._at.score = blocks(self.averaged, _first(self.corpus.val, EVALUATION_TOKENS), tokenizer)
+            self._at.scored = self._at.step
         run = Run(self.averaged, tokenizer, self.averaged.config, self.directory)
         seed = self.config.seed + self._at.step
         pieces = generate(run, max_tokens=SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE, seed=seed)
@@ -198,18 +210,39 @@ class Trainer:
         self._files.log("evaluated", **asdict(event))
         return event
 
-    def _save(self) -> Saved:
+    def _save(self, *, last: bool = False) -> Saved | SaveFailed:
+        """Save, or else say why not; the run's last save has to be one."""
         self._check_weights()
-        step, made = self._at.step, partial(record, self._at, self.config, self.corpus)
-        directory = self._files.save(step, self.averaged, self.corpus.tokenizer, made, self._learner.tensors())
-        self._saved = step
-        return Saved(step, directory)
+        step, best = self._at.step, self._at.is_best
+        at = dataclasses.replace(self._at, best=self._at.score.nats) if best and self._at.score else self._at
+        made = partial(record, at, self.config, self.corpus)
+        try:
+            directory = self._files.save(
+                step, self.averaged, self.corpus.tokenizer, made, self._learner.tensors(), keep=self.config.keep, best=best
+            )
+        except OSError as error:
+            return self._not_saved(error.strerror or str(error), last=last)
+        self._at, self._saved = at, step
+        return Saved(step, directory, best)
+
+    def _not_saved(self, reason: str, *, last: bool) -> SaveFailed:
+        newest = self._files.last()
+        self._files.log("save_failed", step=self._at.step, reason=reason)
+        if last:
+            raise TrainingError(
+                f"the last model, of step {self._at.step}, could not be saved: {reason}; "
+                f"{f'{newest} is the newest one' if newest else 'none has been saved before'}. Make room and give the same "
+                "command again: it goes on from there"
+            )
+        return SaveFailed(self._at.step, reason, newest)
 
     def _finish(self, began: int) -> Finished:
         step, interrupted = self._at.step, self._at.step < self.steps
         evaluation = None
         if not interrupted and self.corpus.val is not None:
-            evaluation = evaluate(self.averaged, _first(self.corpus.val, FINAL_TOKENS), self.corpus.tokenizer)
+            counts = Counts.of(self.corpus.train, self.corpus.tokenizer)
+            held = _first(self.corpus.val, FINAL_TOKENS)
+            evaluation = evaluate(self.averaged, held, self.corpus.tokenizer, counts=counts)
         scores = None if evaluation is None else asdict(evaluation)
         self._files.log("finished", step=step, steps=self.steps, interrupted=interrupted, evaluation=scores)
         return Finished(step, self.steps, began, self.directory, interrupted, evaluation)
@@ -222,7 +255,9 @@ class Trainer:
 
 def _fresh(config: TrainConfig, vocabulary: int) -> LanguageModel:
     """A new model whose numbers follow from the seed alone, drawn on the CPU for every device."""
-    sizes = ModelConfig(vocabulary, config.hidden, config.layers, config.embedding, config.dropout)
+    sizes = ModelConfig(
+        vocabulary, config.hidden, config.layers, config.embedding, config.dropout, config.embedding_dropout
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return LanguageModel(sizes, dtype=getattr(torch, config.dtype))
@@ -234,6 +269,10 @@ def _settled(config: TrainConfig, model: LanguageModel, device: torch.device) ->
     del sizes["vocabulary"]
     sizes["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     return dataclasses.replace(config, device=str(device), **sizes)
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
 
 
 def _first(split: Split, tokens: int) -> Split:
