@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from unrolled.state import LSTMState
+from unrolled.state import LSTMState, mapped
 
 
 def counted() -> LSTMState:
@@ -135,3 +135,19 @@ def test_to_converts_both_and_keeps_what_already_fits() -> None:
     assert same.h is state.h
     copied: Tensor = state.to("cpu", copy=True).h
     assert copied.data_ptr() != state.h.data_ptr()
+
+
+def test_mapped_keeps_the_form_and_reaches_every_tensor() -> None:
+    one = torch.ones(2)
+    state = {"lstm": LSTMState(one, 2 * one), "more": [(3 * one, None), 4 * one]}
+    found = mapped(state, lambda tensor: tensor * 10)
+    assert type(found["lstm"]) is LSTMState
+    assert found["lstm"].c.tolist() == [20, 20]
+    assert type(found["more"]) is list
+    assert type(found["more"][0]) is tuple
+    assert found["more"][0][0].tolist() == [30, 30]
+    assert found["more"][0][1] is None
+    assert found["more"][1].tolist() == [40, 40]
+    assert one.tolist() == [1, 1]
+    with pytest.raises(TypeError, match="made of tensors in tuples, lists and dicts, and this one has str"):
+        mapped((one, "h"), torch.neg)

@@ -1,8 +1,9 @@
-"""The recurrent state of a stack: the last hidden and cell state of every layer."""
+"""The recurrent state of a stack, the last hidden and cell state of every layer; and states of any other form."""
 
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
 from typing import Any, NamedTuple, SupportsIndex
 
 import torch
@@ -51,3 +52,17 @@ class LSTMState(NamedTuple):
     def to(self, *args: Any, **kwargs: Any) -> LSTMState:
         """`Tensor.to` on both."""
         return LSTMState(self.h.to(*args, **kwargs), self.c.to(*args, **kwargs))
+
+
+def mapped(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """`state`, made of tensors and None in tuples, lists and dicts, with every tensor changed. TypeError for others."""
+    if state is None:
+        return None
+    if isinstance(state, Tensor):
+        return change(state)
+    if isinstance(state, dict):
+        return {key: mapped(part, change) for key, part in state.items()}
+    if isinstance(state, tuple | list):
+        parts = [mapped(part, change) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
+    raise TypeError(f"a state is made of tensors in tuples, lists and dicts, and this one has {type(state).__name__}")

@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from .state import Rows
+from .state import Rows, mapped
 
 _INDICES = (torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -81,11 +81,11 @@ class CarriedState:
 
     @property
     def state(self) -> Any:
-        return _mapped(self._state, _trainable)
+        return mapped(self._state, _trainable)
 
     @state.setter
     def state(self, state: Any) -> None:
-        self._state = _mapped(state, Tensor.detach)
+        self._state = mapped(state, Tensor.detach)
 
     def warm_up(self, model: Callable[..., tuple[Any, Any]], x: Tensor, **arguments: Any) -> None:
         """Read x [batch, time, ...] without gradients, `model(x, state, **arguments)`, and keep only the state.
@@ -105,7 +105,7 @@ class CarriedState:
         if rows is None:
             self._state = None
         else:
-            self._state = _mapped(self._state, lambda tensor: _restarted(tensor, rows, self._axis(tensor)))
+            self._state = mapped(self._state, lambda tensor: _restarted(tensor, rows, self._axis(tensor)))
 
     def _axis(self, tensor: Tensor) -> int:
         axis = tensor.dim() - 2 if self.batch_axis is None and tensor.dim() in (2, 3) else self.batch_axis
@@ -135,19 +135,6 @@ def _check_aligned(tensors: tuple[Any, ...]) -> None:
                 f"tensor {n} is {list(tensor.shape)} and tensor 0 is {list(tensors[0].shape)}, expected the same batch "
                 "and time; what does not change with time stays out of the windows"
             )
-
-
-def _mapped(state: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    if state is None:
-        return None
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, dict):
-        return {key: _mapped(part, change) for key, part in state.items()}
-    if isinstance(state, tuple | list):
-        parts = [_mapped(part, change) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
-    raise TypeError(f"a state is made of tensors in tuples, lists and dicts, and this one has {type(state).__name__}")
 
 
 def _trainable(tensor: Tensor) -> Tensor:
