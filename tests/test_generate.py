@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from steppers import NATIVE
 from torch import nn
 
 from unrolled import LSTMState
@@ -30,10 +31,10 @@ class Scripted(nn.Module):
 
     def forward(self, ids, state=None):
         self.calls.append(ids.tolist())
-        fed = (0 if state is None else int(state.h)) + ids.shape[1]
-        logits = torch.full((1, ids.shape[1], self.vocabulary), -50.0)
-        logits[0, -1, self.script[(fed - 1) % len(self.script)]] = 50.0
-        return logits, LSTMState(torch.full((1, 1, 1), float(fed)), torch.zeros(1, 1, 1))
+        fed = (0 if state is None else int(state.h[0, 0])) + ids.shape[1]
+        logits = torch.full((len(ids), ids.shape[1], self.vocabulary), -50.0)
+        logits[:, -1, self.script[(fed - 1) % len(self.script)]] = 50.0
+        return logits, LSTMState(torch.full((1, len(ids), 1), float(fed)), torch.zeros(1, len(ids), 1))
 
 
 def untrained(seed=0, tokenizer=None, **sizes):
@@ -237,83 +238,37 @@ def test_torchs_own_generator_is_neither_used_nor_moved():
 LOGITS = torch.tensor([0.3, -1.2, 2.0, 0.9, -0.4, 1.1, -3.0, 0.0])
 
 
-def counts(draws, **options):
-    generator = torch.Generator().manual_seed(20)
-    drawn = [sample(LOGITS, generator=generator, **options) for _ in range(draws)]
-    return np.bincount(drawn, minlength=len(LOGITS))
-
-
-def softmax(logits):
-    powers = np.exp(np.asarray(logits, dtype=np.float64))
-    return powers / powers.sum()
-
-
-@pytest.mark.parametrize("temperature", [1.0, 0.6, 2.5])
-def test_draws_follow_the_tempered_probabilities(temperature):
-    observed = counts(6000, temperature=temperature)
-    expected = 6000 * softmax(LOGITS / temperature)
-    # The 99.9th percentile of chi-square with 7 degrees of freedom.
-    assert ((observed - expected) ** 2 / expected).sum() < 24.32
-
-
-def test_draws_from_a_nucleus_of_the_top_k_follow_the_renormalised_probabilities():
-    # Tempered by 2: 2 (.39 of the four), 5 (.25), 3 (.23), 0 (.17 and outside, since the three reach 0.8).
-    observed = counts(6000, temperature=2.0, top_k=4, top_p=0.8)
-    kept = [2, 3, 5]
-    expected = 6000 * softmax(LOGITS[kept] / 2)
-    assert observed.sum() == observed[kept].sum()
-    # The 99.9th percentile of chi-square with 2 degrees of freedom.
-    assert ((observed[kept] - expected) ** 2 / expected).sum() < 13.82
-
-
-def test_a_draw_is_that_of_multinomial_from_the_most_probable_on():
-    shares = LOGITS.double().sort(descending=True).values.softmax(0)
-    order = LOGITS.argsort(descending=True)
+def test_a_draw_takes_its_number_from_the_generator_that_is_given():
+    shares = LOGITS.double().softmax(0).cumsum(0)
     for seed in range(200):
+        number = torch.rand((), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
         drawn = sample(LOGITS, generator=torch.Generator().manual_seed(seed))
-        assert drawn == order[torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(seed))]
+        assert drawn == int((shares <= number).sum())
 
 
-def support(**options):
-    return set(np.flatnonzero(counts(1500, **options)).tolist())
+def test_without_one_it_is_torchs_own():
+    torch.manual_seed(5)
+    first = [sample(LOGITS) for _ in range(20)]
+    torch.manual_seed(5)
+    assert [sample(LOGITS) for _ in range(20)] == first
+    assert len(set(first)) > 2
 
 
-@pytest.mark.parametrize(
-    ("k", "kept"), [(1, {2}), (2, {2, 5}), (3, {2, 3, 5}), (5, {0, 2, 3, 5, 7}), (8, set(range(8)))]
-)
-def test_top_k_keeps_exactly_the_k_most_probable(k, kept):
-    # Flattened, so that every token that may come does come.
-    assert support(top_k=k, temperature=5.0) == kept
-    assert support(top_k=100, temperature=5.0) == set(range(8))
-
-
-def test_top_k_breaks_ties_in_favour_of_the_lower_id():
-    ties = torch.tensor([0.0, 1.0, 1.0, 1.0])
-    drawn = {sample(ties, top_k=2, generator=torch.Generator().manual_seed(seed)) for seed in range(60)}
-    assert drawn == {1, 2}
-
-
-@pytest.mark.parametrize(
-    ("p", "kept"), [(1e-9, {0}), (0.5, {0}), (0.51, {0, 1}), (0.75, {0, 1}), (0.76, {0, 1, 2}), (1.0, {0, 1, 2, 3})]
-)
-def test_top_p_keeps_the_fewest_that_reach_it(p, kept):
-    logits = torch.tensor([0.5, 0.25, 0.125, 0.125], dtype=torch.float64).log()
+def test_settings_of_a_draw_are_those_of_the_samplers():
     generator = torch.Generator().manual_seed(0)
-    assert {sample(logits, top_p=p, generator=generator) for _ in range(300)} == kept
+
+    def drawn(**chosen):
+        return {sample(LOGITS, generator=generator, **chosen) for _ in range(300)}
+
+    assert drawn(temperature=0) == {2}
+    assert drawn(top_k=2, temperature=5.0) == {2, 5}
+    assert drawn(top_p=1e-9) == {2}
+    assert drawn(min_p=0.3) == {2, 3, 5}
+    with pytest.raises(ValueError, match="min_p=2 must be"):
+        sample(LOGITS, min_p=2)
 
 
-def test_top_k_comes_before_top_p_and_temperature_before_both():
-    logits = torch.tensor([0.4, 0.3, 0.2, 0.1], dtype=torch.float64).log()
-    generator = torch.Generator().manual_seed(0)
-    # Of the two best, the first holds 4/7 > 0.5; of all four it holds 0.4, and two would be needed.
-    assert {sample(logits, top_k=2, top_p=0.5, generator=generator) for _ in range(200)} == {0}
-    # Sharpened to 0.16, 0.09, 0.04, 0.01 of 0.3, the first alone reaches 0.5.
-    assert {sample(logits, temperature=0.5, top_p=0.5, generator=generator) for _ in range(200)} == {0}
-
-
-def test_temperature_0_takes_the_most_probable_and_the_lower_id_of_two():
-    assert sample(LOGITS, temperature=0) == 2
-    assert sample(torch.tensor([1.0, 3.0, 3.0]), temperature=0) == 1
+def test_the_most_probable_token_is_taken_at_temperature_0():
     run = untrained(seed=5)
     ids = ids_of(generate(run, "abc", max_tokens=15, temperature=0))
     with torch.no_grad():
@@ -321,26 +276,83 @@ def test_temperature_0_takes_the_most_probable_and_the_lower_id_of_two():
     assert ids == best[2:-1]
 
 
-@pytest.mark.parametrize("temperature", [1e-300, 1e-9, 1e300])
-def test_extreme_temperatures_stay_finite(temperature):
-    drawn = {
-        sample(LOGITS * 100, temperature=temperature, generator=torch.Generator().manual_seed(seed))
-        for seed in range(99)
-    }
-    assert drawn == ({2} if temperature < 1 else set(range(8)))
-
-
-def test_tokens_of_probability_0_are_never_drawn():
-    logits = torch.tensor([-math.inf, 0.0, -math.inf, 0.0])
-    generator = torch.Generator().manual_seed(0)
-    assert {sample(logits, generator=generator) for _ in range(100)} == {1, 3}
-
-
 @pytest.mark.parametrize("bad", [[0.0, math.nan], [math.inf, 0.0], [-math.inf, -math.inf], [math.nan, math.inf]])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_logits_that_are_not_finite_are_refused(bad, temperature):
     with pytest.raises(ValueError, match=r"logits are not finite.*an earlier checkpoint"):
         sample(torch.tensor(bad), temperature=temperature)
+
+
+# Several samples
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_samples_text_does_not_depend_on_how_many_there_are(temperature):
+    run = untrained(seed=6, tokenizer=chars())
+    settings = {"max_tokens": 40, "seed": 3, "temperature": temperature, "frequency_penalty": 0.1, "stop": ["aa", "jc"]}
+    texts = {}
+    for samples in (1, 2, 5):
+        pieces = list(generate(run, "abc", samples=samples, **settings))
+        assert {piece.sample for piece in pieces} == set(range(samples))
+        for k in range(samples):
+            own = [piece for piece in pieces if piece.sample == k]
+            expected = texts.setdefault(k, own)
+            assert [piece.ids for piece in own] == [piece.ids for piece in expected]
+            assert "".join(piece.text for piece in own) == "".join(piece.text for piece in expected)
+            if NATIVE:
+                assert [piece.logprobs for piece in own] == [piece.logprobs for piece in expected]
+                assert all(torch.equal(a.state.h, b.state.h) for a, b in zip(own, expected, strict=True))
+    different = {tuple(ids_of(own)) for own in texts.values()}
+    assert len(different) == (1 if temperature == 0 else 5)
+
+
+def test_any_samples_piece_can_be_gone_on_from():
+    run = untrained(seed=7, tokenizer=chars())
+    pieces = list(generate(run, "abc", samples=3, max_tokens=12))
+    for k in range(3):
+        own = [piece for piece in pieces if piece.sample == k]
+        assert own[4].state.h.shape == (2, 1, 12)
+        (first,) = generate(run, own[4].ids, state=own[4].state, max_tokens=1)
+        assert torch.allclose(first.state.h, own[5].state.h, rtol=0, atol=1e-6)
+
+
+def test_samples_whose_stop_strings_come_at_different_times():
+    run = untrained(seed=6, tokenizer=chars())
+    plain = list(generate(run, "a", samples=4, max_tokens=60))
+    ended = list(generate(run, "a", samples=4, max_tokens=60, stop="b"))
+    for k in range(4):
+        text = "".join(piece.text for piece in plain if piece.sample == k)
+        assert "".join(piece.text for piece in ended if piece.sample == k) == text.split("b")[0]
+    assert len({sum(piece.sample == k for piece in ended) for k in range(4)}) > 1
+
+
+def test_one_call_of_the_model_serves_all_samples():
+    model = Scripted(b"wxyz")
+    list(generate(Pair(model, ByteTokenizer()), "one", max_tokens=3, samples=2))
+    assert model.calls == [[list(b"one")], [[121], [121]], [[122], [122]]]
+
+
+# Log-probabilities
+
+
+def test_the_most_probable_tokens_stand_beside_each():
+    run = untrained(seed=2)
+    pieces = list(generate(run, "abc", max_tokens=20, logprobs=4, temperature=0.5, top_k=20))
+    ids = torch.tensor([[*b"abc", *ids_of(pieces)]])
+    with torch.no_grad():
+        exact = run.model(ids)[0].double().log_softmax(-1)[0, 2:]
+    places = [place for piece in pieces for place in zip(piece.ids, piece.logprobs, piece.top, strict=True)]
+    for row, (token, logprob, top) in zip(exact, places, strict=False):
+        values, best = row.topk(4)
+        assert list(top) == best.tolist()
+        assert list(top.values()) == pytest.approx(values.tolist(), abs=1e-4)
+        assert logprob == pytest.approx(float(row[token]), abs=1e-4)
+        assert token not in top or top[token] == logprob
+    assert all(piece.logprob == pytest.approx(sum(piece.logprobs)) for piece in pieces)
+
+
+def test_without_being_asked_for_there_are_none():
+    assert all(piece.top == () for piece in generate(untrained(), "a", max_tokens=5))
 
 
 # Refusals
@@ -351,12 +363,16 @@ def test_logits_that_are_not_finite_are_refused(bad, temperature):
     [
         ({"max_tokens": -1}, "max_tokens=-1 must be 0 or more"),
         ({"temperature": -0.1}, "temperature=-0.1 must be 0 .the most probable token. or a positive number"),
-        ({"temperature": math.nan}, "temperature=nan must be"),
-        ({"temperature": math.inf}, "temperature=inf must be"),
         ({"top_k": -2}, "top_k=-2 must be 0 .all tokens. or the number of tokens to keep"),
         ({"top_p": 0.0}, "top_p=0.0 must be above 0 and at most 1"),
-        ({"top_p": 1.5}, "top_p=1.5 must be above 0 and at most 1"),
-        ({"top_p": math.nan}, "top_p=nan must be"),
+        ({"min_p": 1.5}, "min_p=1.5 must be from 0"),
+        ({"repetition_penalty": 0}, "repetition_penalty=0 must be a positive number"),
+        ({"presence_penalty": math.nan}, "presence_penalty=nan must be a finite number"),
+        ({"frequency_penalty": math.inf}, "frequency_penalty=inf must be a finite number"),
+        ({"penalty_window": -1}, "penalty_window=-1 must be 0"),
+        ({"stop": ""}, "a stop string can't be empty"),
+        ({"samples": 0}, "samples=0 must be 1 or more"),
+        ({"logprobs": -1}, "logprobs=-1 must be 0 or more"),
         ({"seed": -1}, "seed=-1 must be from 0"),
         ({"seed": 2**63}, "seed=9223372036854775808 must be from 0"),
     ],

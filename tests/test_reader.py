@@ -1,3 +1,4 @@
+import numpy as np
 import pytest
 import torch
 from steppers import BACKENDS, NATIVE, use
@@ -5,7 +6,7 @@ from tolerance import assert_close
 from torch import nn
 
 from unrolled import BackendUnavailable, LanguageModel, LSTMState, ModelConfig, generate
-from unrolled.reader import _Calling, _Stepping, reader_of
+from unrolled.reader import Reader
 from unrolled.tokens import CharTokenizer
 
 
@@ -39,32 +40,76 @@ def of_its_own(model):
     model.lstm.forward = lambda *_: None
 
 
+def steps(reader):
+    return reader._stepper is not None
+
+
 @pytest.mark.parametrize(
     "change",
-    [hooked, portable, of_its_own, lambda model: model.double(), lambda model: model.to("meta")],
-    ids=["hook", "backend", "forward", "float64", "device"],
+    [hooked, portable, of_its_own, lambda model: model.to("meta")],
+    ids=["hook", "backend", "forward", "device"],
 )
 def test_a_model_of_which_a_stepper_would_pass_something_by_is_called(change):
     model = model_of()
-    assert isinstance(reader_of(model, None), _Stepping)
-    reader = reader_of(model, None)
-    assert reader.follows(model)
+    reader = Reader(model, None)
+    reader.follow(model)
+    assert steps(reader)
     change(model)
-    assert isinstance(reader_of(model, None), _Calling)
-    assert not reader.follows(model)
+    assert not steps(Reader(model, None))
+
+
+@pytest.mark.parametrize("change", [hooked, portable, of_its_own], ids=["hook", "backend", "forward"])
+def test_a_reader_follows_what_a_model_asks_for(change):
+    model = model_of()
+    reader = Reader(model, None)
+    reader.read([1, 2])
+    change(model)
+    reader.follow(model)
+    assert not steps(reader)
+
+
+def test_a_reader_goes_back_to_stepping():
+    model = model_of()
+    reader = Reader(model, None)
+    expected = [reader.read([1]).tolist(), reader.read([2]).tolist(), reader.read([3]).tolist()]
+    reader = Reader(model, None)
+    reader.read([1])
+    hook = model.register_forward_hook(lambda *_: None)
+    reader.follow(model)
+    assert not steps(reader)
+    called = reader.read([2])
+    hook.remove()
+    reader.follow(model)
+    assert steps(reader)
+    assert np.allclose(called, expected[1], rtol=0, atol=1e-5)
+    assert np.allclose(reader.read([3]), expected[2], rtol=0, atol=1e-5)
+
+
+def test_changed_weights_are_noticed_at_the_next_step_without_being_asked():
+    model = model_of()
+    reader = Reader(model, None)
+    reader.read([1, 2])
+    state = reader.state
+    sharpen(model)
+    logits = reader.step([3]).copy()
+    assert steps(reader)
+    assert np.array_equal(logits, Reader(model, state).step([3]))
+
+
+def test_float64_is_called():
+    assert not steps(Reader(model_of().double(), None))
 
 
 def test_under_autocast_a_model_is_called():
     model = model_of()
-    reader = reader_of(model, None)
+    reader = Reader(model, None)
+    reader.read([1])
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert isinstance(reader_of(model, None), _Calling)
-        assert not reader.follows(model)
-        calling = reader_of(model, None)
-        assert calling.follows(model)
-    assert not calling.follows(model)
-    assert reader.follows(model)
-    assert not reader.follows(model_of())
+        assert not steps(Reader(model, None))
+        reader.follow(model)
+        assert not steps(reader)
+    reader.follow(model)
+    assert steps(reader)
 
 
 def test_any_module_that_takes_ids_is_called():
@@ -74,46 +119,63 @@ def test_any_module_that_takes_ids_is_called():
             self.anchor = nn.Parameter(torch.zeros(1))
 
         def forward(self, ids, state=None):
-            return torch.ones(1, ids.shape[1], 3), LSTMState.zeros(1, 1, 1)
+            return torch.ones(*ids.shape, 3), LSTMState.zeros(1, ids.shape[0], 1)
 
-    reader = reader_of(Other(), None)
-    assert torch.equal(reader.read([1, 2]), torch.ones(3))
+    reader = Reader(Other(), None)
+    assert reader.read([1, 2]).tolist() == [[1.0, 1.0, 1.0]]
     assert isinstance(reader.state, LSTMState)
+    assert reader.step([1]).tolist() == [[1.0, 1.0, 1.0]]
+
+
+@pytest.mark.parametrize("called", [False, True])
+def test_texts_side_by_side_are_each_as_it_is_alone(called):
+    model = model_of()
+    if called:
+        hooked(model)
+    torch.manual_seed(4)
+    state = LSTMState(torch.randn(2, 3, 9), torch.randn(2, 3, 9))
+    together = Reader(model, state)
+    alone = [Reader(model, state.rows(row)) for row in range(3)]
+    for ids in ([1, 2, 3], [4, 4, 0]):
+        logits = together.step(ids)
+        for row, reader in enumerate(alone):
+            assert np.allclose(reader.step([ids[row]])[0], logits[row], rtol=0, atol=1e-6)
+            assert torch.allclose(reader.state.c, together.state.rows(row).c, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("length", [1, 16, 17, 40])
 def test_reading_is_the_models_whatever_the_length(length):
     model = model_of()
     ids = torch.randint(12, (60,)).tolist()
-    reader = reader_of(model, None)
+    reader = Reader(model, None)
     reader.read(ids[:5])
-    logits, state = reader.read(ids[5 : 5 + length]).clone(), reader.state
+    logits, state = torch.tensor(reader.read(ids[5 : 5 + length])[0]), reader.state
     with torch.no_grad():
         plain, plain_state = model.eval()(torch.tensor([ids[: 5 + length]]))
         exact, exact_state = model.double()(torch.tensor([ids[: 5 + length]]))
-    assert_close(logits, plain[0, -1], exact[0, -1], "logits")
+    assert_close(logits.float(), plain[0, -1], exact[0, -1], "logits")
     assert_close(state.c, plain_state.c, exact_state.c, "c")
 
 
 def test_a_state_is_gone_on_from_and_copied():
     model = model_of()
-    first = reader_of(model, None)
+    first = Reader(model, None)
     first.read([1, 2, 3])
     state = first.state
-    second = reader_of(model, tuple(state))
-    assert torch.equal(first.read([4]), second.read([4]))
-    assert torch.equal(state.h, reader_of(model, state).state.h)
+    second = Reader(model, tuple(state))
+    assert np.array_equal(first.read([4]), second.read([4]))
+    assert torch.equal(state.h, Reader(model, state).state.h)
     with pytest.raises(ValueError, match="layers"):
-        reader_of(model, LSTMState.zeros(3, 1, 9))
+        Reader(model, LSTMState.zeros(3, 1, 9))
 
 
 def test_a_requested_native_kernel_runs_or_raises(backend):
     model = model_of()
     model.lstm.backend = "cpu"
     if backend == "cpu":
-        assert isinstance(reader_of(model, None), _Stepping)
+        assert steps(Reader(model, None))
     else:
-        assert isinstance(reader_of(model, None), _Calling)
+        assert not steps(Reader(model, None))
 
 
 def test_strictness_without_the_native_kernel_raises(backend):
@@ -122,9 +184,9 @@ def test_strictness_without_the_native_kernel_raises(backend):
         layer.strict = True
     if backend == "portable":
         with pytest.raises(BackendUnavailable, match="strict=True needs the native kernel"):
-            reader_of(model, None)
+            Reader(model, None)
     else:
-        assert reader_of(model, None)._stepper.strict
+        assert Reader(model, None)._stepper.strict
 
 
 # What a listener may do between two pieces
@@ -184,4 +246,4 @@ def test_another_model_in_its_place_is_followed():
 
 @pytest.mark.skipif(not NATIVE, reason="there is no native library here")
 def test_both_ways_of_reading_are_in_use(backend):
-    assert reader_of(model_of(), None)._stepper.backend == backend
+    assert Reader(model_of(), None)._stepper.backend == backend

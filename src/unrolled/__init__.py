@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .bookmark import Bookmark, BookmarkError
     from .calibration import Calibration
     from .checkpoint import CheckpointError, Run, load, save_model
     from .config import ConfigError, TrainConfig
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from .evaluate import Evaluation, Score, blocks, evaluate, stateful
     from .disk import DiskWarning
     from .events import Evaluated, Finished, Saved, SaveFailed, Started, StepDone
-    from .generate import Piece, generate
+    from .generate import Piece, Writing, generate
     from .interop import from_torch, to_torch
     from .lanes import Lanes, Window
     from .layer import LayerGradients, LayerTrace, LSTMLayer
@@ -80,7 +81,8 @@ _MODULES = {
     "disk": ("DiskWarning",),
     "lock": ("LockedError",),
     "checkpoint": ("save_model", "load", "Run", "CheckpointError"),
-    "generate": ("generate", "Piece"),
+    "generate": ("generate", "Piece", "Writing"),
+    "bookmark": ("Bookmark", "BookmarkError"),
 }
 _HOME = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -146,6 +148,9 @@ __all__ = [
     "DiskWarning",
     "generate",
     "Piece",
+    "Writing",
+    "Bookmark",
+    "BookmarkError",
 ]
 
 _NAMED_OTHERWISE = {

@@ -1,17 +1,22 @@
 """Text out of a model: one token at a time, the state carried from each step to the next."""
 
-import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .bookmark import Bookmark
 from .model import LanguageModel
-from .reader import reader_of
+from .reader import Reader
+from .samplers import Sampler, Sampling, exponentials
 from .state import LSTMState
+from .stops import Stops
 from .tokens import IntArray, Tokenizer
+from .writing import Piece, Text
+
+__all__ = ["Piece", "Speaker", "Writing", "generate", "sample"]
 
 
 class Speaker(Protocol):
@@ -23,24 +28,52 @@ class Speaker(Protocol):
     def tokenizer(self) -> Tokenizer: ...
 
 
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """The next whole characters, often one, and the tokens they are made of.
+class Writing(Iterator[Piece]):
+    """The pieces of one or several texts, written as they are asked for."""
 
-    `ids`: the tokens, several where one character takes several (bytes outside ASCII). `logprob`: the natural logarithm
-    of the probability that the model itself gave them, before temperature and truncation, summed over `ids`.
-    `sample`: which of several samples this belongs to; 0 for the only one.
+    def __init__(self, run: Speaker, begin: Bookmark, texts: Sequence[Text]) -> None:
+        self._run, self._begin, self._texts = run, begin, texts
+        self._stream = self._pieces()
 
-    `state`, each [layers, 1, hidden], is the one *before* `ids`: everything earlier has been fed, `ids` have not. So
-    `generate(run, piece.ids, state=piece.state)` goes on exactly behind this piece, and `piece.text` in the place of
-    `piece.ids` does the same unless the text holds U+FFFD (the model wrote invalid UTF-8).
-    """
+    def __next__(self) -> Piece:
+        return next(self._stream)
 
-    text: str
-    ids: tuple[int, ...]
-    logprob: float
-    state: LSTMState
-    sample: int
+    def close(self) -> None:
+        """No more pieces."""
+        self._stream.close()
+
+    def bookmark(self, sample: int = 0) -> Bookmark:
+        """The place behind the pieces of a sample that have come so far and are `finished`.
+
+        `generate(run, state=writing.bookmark())` goes on from there, in another process too (`Bookmark.save`), with the
+        text that would have come without a break if the settings are the same. IndexError for a sample there is not.
+        """
+        return self._texts[sample].bookmark()
+
+    def _pieces(self) -> Generator[Piece, None, None]:
+        texts, begin = self._texts, self._begin
+        if all(text.ended for text in texts):
+            return
+        reader = Reader(self._run.model, begin.state)
+        logits = reader.read(begin.seen[-begin.unread :])
+        if len(texts) > 1:
+            reader = Reader(self._run.model, LSTMState(*(part.repeat(1, len(texts), 1) for part in reader.state)))
+            logits = logits.repeat(len(texts), 0)
+        while True:
+            here, given = reader.state, False
+            for text, row in zip(texts, logits, strict=True):
+                if not text.ended:
+                    text.take(row, here)
+            for text in texts:
+                for piece in text.release():
+                    yield piece
+                    given = True
+            if all(text.ended for text in texts):
+                return
+            if given:
+                # Whoever looked at the pieces may have changed the model.
+                reader.follow(self._run.model)
+            logits = reader.step([text.last for text in texts])
 
 
 def generate(
@@ -51,27 +84,83 @@ def generate(
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
-    seed: int = 0,
-    state: LSTMState | tuple[Tensor, Tensor] | None = None,
-) -> Iterator[Piece]:
+    min_p: float = 0.0,
+    repetition_penalty: float = 1.0,
+    presence_penalty: float = 0.0,
+    frequency_penalty: float = 0.0,
+    penalty_window: int = 0,
+    stop: str | Sequence[str] = (),
+    samples: int = 1,
+    logprobs: int = 0,
+    seed: int | None = None,
+    state: Bookmark | LSTMState | tuple[Tensor, Tensor] | None = None,
+) -> Writing:
     """Continue `prompt` (text, UTF-8 bytes, or ids) by `max_tokens` tokens; the prompt itself is not yielded.
 
-    The joined texts of all pieces are `tokenizer.decode` of their ids; an iterator that ends inside a character ends
-    with U+FFFD. An empty prompt stands for a newline, or a space, or the first symbol, whichever the vocabulary has
-    first. With `state` (each [layers, 1, hidden]) the prompt is what comes next in that text, and can't be empty.
+    The joined texts of a sample's pieces are `tokenizer.decode` of their ids; one that ends inside a character ends
+    with U+FFFD, and one that reaches a `stop` string ends before it. An empty prompt stands for a newline, or a space,
+    or the first symbol, whichever the vocabulary has first. With `state` (each [layers, 1, hidden]) the prompt is what
+    comes next in that text, and can't be empty; behind a `Bookmark` it may be.
 
-    The samplers apply in this order: `temperature` divides the logits, 0 takes the most probable token; `top_k` keeps
-    that many of the most probable tokens, 0 all; `top_p` keeps the fewest of these that together reach that share
-    (Holtzman et al. 2020). Draws come from a generator of their own: the same `seed` gives the same text, and torch's
-    global one stays untouched. Dropout is off while the model runs, and as it was while a piece is looked at.
+    The samplers are those of `Sampling`, in its order. Each of `samples` texts has random numbers of its own, which
+    follow from (seed, sample): the same `seed` (0, or a bookmark's) gives the same texts, however many, and torch's
+    generators stay untouched. `logprobs`: so many of the most probable tokens go into `Piece.top`. Dropout is off
+    while the model runs, and as it was while a piece is looked at.
 
     Raises ValueError for settings out of range and TokenizerError for a prompt outside the vocabulary, both at once
     and not at the first piece; ValueError later if the logits are not finite.
     """
-    _check(max_tokens, temperature, top_k, top_p)
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed={seed} must be from 0 to 2**63 - 1")
-    fed = _prompt_ids(run.tokenizer, prompt)
+    penalties = (repetition_penalty, presence_penalty, frequency_penalty, penalty_window)
+    sampling, stops = Sampling(temperature, top_k, top_p, min_p, *penalties), Stops(stop)
+    for name, value, least in (("max_tokens", max_tokens, 0), ("samples", samples, 1), ("logprobs", logprobs, 0)):
+        if value < least:
+            raise ValueError(f"{name}={value} must be {least} or more")
+    begin = _beginning(run.tokenizer, prompt, state)
+    if seed is not None:
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"seed={seed} must be from 0 to 2**63 - 1")
+        begin = replace(begin, seed=seed)
+    return Writing(
+        run,
+        begin,
+        [
+            Text(run.tokenizer, begin, sampling, stops, row=row, limit=max_tokens, top=logprobs)
+            for row in range(samples)
+        ],
+    )
+
+
+def sample(
+    logits: Tensor,
+    *,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> int:
+    """Draw one id from `logits` [vocabulary]; the settings are those of `generate`.
+
+    Among equally probable tokens the lower id comes first. Raises ValueError for settings out of range, and where the
+    logits hold NaN or +inf, or nothing but -inf.
+    """
+    sampling = Sampling(temperature, top_k, top_p, min_p)
+    values = logits.detach().to("cpu", torch.float64).numpy()
+    _, powers = exponentials(values)
+    sampler = Sampler(sampling, len(values), lambda: torch.rand((), dtype=torch.float64, generator=generator).item())
+    return sampler.choose(values, powers)
+
+
+def _beginning(
+    tokenizer: Tokenizer,
+    prompt: str | bytes | Sequence[int],
+    state: Bookmark | LSTMState | tuple[Tensor, Tensor] | None,
+) -> Bookmark:
+    fed = _prompt_ids(tokenizer, prompt)
+    if isinstance(state, Bookmark):
+        if not fed:
+            return state
+        return replace(state, seen=(*state.seen, *fed), unread=state.unread + len(fed), written=0, pending=())
     if state is not None:
         if not fed:
             raise ValueError(
@@ -82,89 +171,9 @@ def generate(
             raise ValueError(
                 f"the state holds {state[0].shape[1]} rows and generate continues one text; pick a row: state.rows(0)"
             )
-    generator = torch.Generator().manual_seed(seed)
-    return _pieces(run, fed or [_neutral(run.tokenizer)], state, max_tokens, (temperature, top_k, top_p), generator)
-
-
-def sample(
-    logits: Tensor,
-    *,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    generator: torch.Generator | None = None,
-) -> int:
-    """Draw one id from `logits` [vocabulary]; the settings are those of `generate`.
-
-    Among equally probable tokens the lower id comes first. Raises ValueError for settings out of range, and where the
-    logits hold NaN or +inf, or nothing but -inf.
-    """
-    _check(0, temperature, top_k, top_p)
-    return _draw(_on_the_cpu(logits.detach()), temperature, top_k, top_p, generator)
-
-
-def _draw(logits: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator | None) -> int:
-    """`sample` of float64 logits on the CPU, settings unchecked."""
-    if temperature == 0:
-        best = int(logits.argmax())  # of equals the first; a NaN is larger than all
-        _check_finite(logits[best])
-        return best
-    values, ids = logits.sort(descending=True, stable=True)
-    _check_finite(values[0])
-    shares = ((values - values[0]) / temperature).softmax(0)
-    if top_k:
-        shares = shares[:top_k] / shares[:top_k].sum()
-    if top_p < 1:
-        before = shares.cumsum(0) - shares
-        shares = shares[: max(1, int((before < top_p).sum()))]
-    # What torch.multinomial does for one draw, without its checks, which take as long: the least of exponential times.
-    times = torch.empty_like(shares).exponential_(1, generator=generator)
-    return int(ids[(shares / times).argmax()])
-
-
-def _check_finite(largest: Tensor) -> None:
-    """NaN, which sorts first, +inf, or nothing but -inf: what the largest logit is then."""
-    if not math.isfinite(largest.item()):
-        raise ValueError(
-            "the model's logits are not finite, so there is nothing to draw from; most likely its weights diverged in "
-            "training: go back to an earlier checkpoint, or train with a lower --lr"
-        )
-
-
-def _on_the_cpu(logits: Tensor) -> Tensor:
-    """In float64 on the CPU whatever the model runs in: the draw is the same on every device."""
-    return logits.to("cpu", torch.float64)
-
-
-def _pieces(
-    run: Speaker,
-    fed: list[int],
-    state: LSTMState | tuple[Tensor, Tensor] | None,
-    max_tokens: int,
-    settings: tuple[float, int, float],
-    generator: torch.Generator,
-) -> Iterator[Piece]:
-    decoder = run.tokenizer.decoder()
-    text, ids, logprob = "", list[int](), 0.0
-    before: LSTMState | None = None
-    reader = reader_of(run.model, state)
-    for _ in range(max_tokens):
-        logits = _on_the_cpu(reader.read(fed))
-        before = before or reader.state
-        token = _draw(logits, *settings, generator)
-        text += decoder.push(token)
-        ids.append(token)
-        logprob += logits.log_softmax(0)[token].item()
-        # A piece ends where no character is open: then, and only then, nothing is missing from the text of its ids.
-        if text and run.tokenizer.decode(ids) == text:
-            yield Piece(text, tuple(ids), logprob, before, 0)
-            text, ids, logprob, before = "", [], 0.0, None
-            # Whoever looked at the piece may have changed the model.
-            if not reader.follows(run.model):
-                reader = reader_of(run.model, reader.state)
-        fed = [token]
-    if ids and before is not None:
-        yield Piece(text + decoder.finish(), tuple(ids), logprob, before, 0)
+        state = LSTMState(*state)
+    fed = fed or [_neutral(tokenizer)]
+    return Bookmark(state, tuple(fed), len(fed), written=0, pending=(), seed=0, sample=0, drawn=0)
 
 
 def _prompt_ids(tokenizer: Tokenizer, prompt: str | bytes | Sequence[int]) -> list[int]:
@@ -188,14 +197,3 @@ def _known(tokenizer: Tokenizer, text: str) -> IntArray | None:
         return tokenizer.encode(text)
     except ValueError:
         return None
-
-
-def _check(max_tokens: int, temperature: float, top_k: int, top_p: float) -> None:
-    if max_tokens < 0:
-        raise ValueError(f"max_tokens={max_tokens} must be 0 or more")
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature={temperature} must be 0 (the most probable token) or a positive number")
-    if top_k < 0:
-        raise ValueError(f"top_k={top_k} must be 0 (all tokens) or the number of tokens to keep")
-    if not 0 < top_p <= 1:
-        raise ValueError(f"top_p={top_p} must be above 0 and at most 1 (all tokens)")
