@@ -33,11 +33,8 @@ class TimeWindows(Sequence[TimeWindow]):
 
     def __init__(self, *tensors: Tensor, length: int, burn_in: int = 0) -> None:
         """TypeError or ValueError for what is no tensor [batch, time, ...], or differs in batch or time."""
-        self.length, self.burn_in = operator.index(length), operator.index(burn_in)
-        if self.length < 1:
-            raise ValueError(f"length={length} must be at least 1: the steps through which the gradient goes back")
-        if self.burn_in < 0:
-            raise ValueError(f"burn_in={burn_in} must be 0 or more: the steps before a window that warm the state up")
+        self.length = _whole("length", length, least=1, meaning="the steps through which the gradient goes back")
+        self.burn_in = _whole("burn_in", burn_in, least=0, meaning="the steps before a window that warm the state up")
         _check_aligned(tensors)
         self._tensors = tensors
         self._steps = tensors[0].shape[1]
@@ -118,6 +115,16 @@ class CarriedState:
         return axis
 
 
+def _whole(name: str, value: Any, *, least: int, meaning: str) -> int:
+    try:
+        steps = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name} is {value!r}, expected a whole number: {meaning}") from None
+    if steps < least:
+        raise ValueError(f"{name}={steps} must be at least {least}: {meaning}")
+    return steps
+
+
 def _check_aligned(tensors: tuple[Any, ...]) -> None:
     if not tensors:
         raise TypeError("TimeWindows takes one or more tensors [batch, time, ...]: TimeWindows(x, y, length=50)")
@@ -125,6 +132,10 @@ def _check_aligned(tensors: tuple[Any, ...]) -> None:
         if not isinstance(tensor, Tensor):
             raise TypeError(
                 f"tensor {n} is {type(tensor).__name__}, expected a tensor [batch, time, ...]: torch.as_tensor(...)"
+            )
+        if tensor.is_nested:
+            raise TypeError(
+                f"tensor {n} is a nested tensor; pad it, x.to_padded_tensor(0), and pass a mask of its steps beside it"
             )
         if tensor.dim() < 2:
             raise ValueError(
