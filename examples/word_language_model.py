@@ -115,7 +115,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lr", type=float, default=20.0)
     parser.add_argument("--clip", type=float, default=0.25, help="longest gradient that is let through")
     parser.add_argument("--seed", type=int, default=1)
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.epochs < 1:
+        parser.error("--epochs must be at least 1")
+    return args
 
 
 def main() -> None:
