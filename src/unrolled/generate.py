@@ -120,14 +120,9 @@ def generate(
         if not 0 <= seed < 2**63:
             raise ValueError(f"seed={seed} must be from 0 to 2**63 - 1")
         begin = replace(begin, seed=seed)
-    return Writing(
-        run,
-        begin,
-        [
-            Text(run.tokenizer, begin, sampling, stops, row=row, limit=max_tokens, top=logprobs)
-            for row in range(samples)
-        ],
-    )
+    rows = range(samples)
+    texts = [Text(run.tokenizer, begin, sampling, stops, row=row, limit=max_tokens, top=logprobs) for row in rows]
+    return Writing(run, begin, texts)
 
 
 def sample(
