@@ -118,6 +118,7 @@ def test_what_is_in_a_directory(saved: Path) -> None:
         "layers": 2,
         "embedding": 3,
         "dropout": 0.25,
+        "embedding_dropout": 0.0,
     }
 
 

@@ -18,10 +18,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-import safetensors
-import safetensors.torch
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import __version__
 from .disk import DiskWarning
@@ -40,15 +38,16 @@ from .manifest import (
 )
 from .model import LanguageModel, ModelConfig
 from .tokens import Tokenizer, TokenizerError, load_tokenizer
+from .weights import check_shapes, packed, unpacked
 
 __all__ = [
     "CheckpointError",
     "Run",
     "Training",
-    "check_shapes",
     "latest",
     "load",
     "load_training",
+    "load_weights",
     "newest_whole",
     "save_model",
     "save_step",
@@ -60,6 +59,7 @@ LATEST, BEST = get_args(Which)
 KEEP = 3
 CONFIG, TOKENIZER, WEIGHTS = "config.json", "tokenizer.json", "weights.safetensors"
 RECORD, TENSORS = "training.json", "training.safetensors"
+OWN_CLASS = "own_class"
 
 _STEP = re.compile(r"step-\d{8,}")
 _WORDS = {LATEST: "newest", BEST: "best"}
@@ -91,25 +91,23 @@ class Run:
     training: Mapping[str, Any] | None = None
 
 
-def save_model(
-    directory: PathLike, model: LanguageModel, tokenizer: Tokenizer, training: Training | None = None
-) -> None:
-    """Write a model directory, whole or not at all.
+def save_model(directory: PathLike, model: nn.Module, tokenizer: Tokenizer, training: Training | None = None) -> None:
+    """Write a model directory, whole or not at all. Of another class than `LanguageModel` the weights are saved alone.
 
     Raises CheckpointError if the place is taken: a saved model is never overwritten.
     """
-    if tokenizer.size != model.config.vocabulary:
+    if isinstance(model, LanguageModel) and tokenizer.size != model.config.vocabulary:
         raise CheckpointError(
             f"the tokenizer has {tokenizer.size} tokens and the model was built for {model.config.vocabulary}; save a "
             "model with the tokenizer that it was trained with"
         )
     contents = {
-        CONFIG: encode_json(versioned(asdict(model.config))),
+        CONFIG: encode_json(versioned(_described(model))),
         TOKENIZER: _saved(tokenizer),
-        WEIGHTS: _packed(model.state_dict()),
+        WEIGHTS: packed(model.state_dict()),
     }
     if training is not None:
-        contents |= {RECORD: encode_json(training.record), TENSORS: _packed(training.tensors)}
+        contents |= {RECORD: encode_json(training.record), TENSORS: packed(training.tensors)}
     write_directory(Path(directory), {"unrolled": __version__, "torch": str(torch.__version__)}, contents)
 
 
@@ -127,19 +125,29 @@ def load_training(directory: PathLike) -> Training:
     return _first(Path(directory), LATEST, _load_training)
 
 
+def load_weights(directory: PathLike) -> tuple[dict[str, Tensor], Tokenizer]:
+    """The weights of a model of any class, by name, verified, on the CPU; and its tokenizer."""
+    return _first(Path(directory), LATEST, _load_weights)
+
+
 def newest_whole(run: PathLike) -> Path | None:
     """The model directory from which a run goes on; None where it has none.
 
     It is the one that `latest` names; or, with a DiskWarning, the newest that verifies where that one does not.
     """
     run = Path(run)
-    return _first(run, LATEST, _verified) if (run / LATEST).exists() or _steps(run) else None
+    return _first(run, LATEST, _verified) if has_models(run) else None
+
+
+def has_models(run: Path) -> bool:
+    """Whether a run has come to a save, be its models damaged or not."""
+    return (run / LATEST).exists() or bool(_steps(run))
 
 
 def save_step(
     run: PathLike,
     step: int,
-    model: LanguageModel,
+    model: nn.Module,
     tokenizer: Tokenizer,
     training: Training,
     *,
@@ -268,18 +276,26 @@ def _is_whole(path: Path) -> bool:
 def _load(path: Path) -> Run:
     contents = _contents(path, CONFIG, TOKENIZER, WEIGHTS, RECORD)
     config = _config(path, contents[CONFIG])
-    try:
-        tokenizer = load_tokenizer(path / TOKENIZER)
-    except TokenizerError as error:
-        raise CheckpointError(str(error)) from None
+    tokenizer = _tokenizer(path)
     if tokenizer.size != config.vocabulary:
         raise CheckpointError(
             f"{path / TOKENIZER} has {tokenizer.size} tokens, and {CONFIG} beside it says {config.vocabulary}; these "
             "files are not of one model"
         )
-    model = _model(path, config, _tensors(path / WEIGHTS, contents[WEIGHTS]))
+    model = _model(path, config, unpacked(path / WEIGHTS, contents[WEIGHTS]))
     record = decode_json(path / RECORD, contents[RECORD]) if RECORD in contents else None
     return Run(model, tokenizer, config, path, record)
+
+
+def _load_weights(path: Path) -> tuple[dict[str, Tensor], Tokenizer]:
+    return unpacked(path / WEIGHTS, _contents(path, WEIGHTS)[WEIGHTS]), _tokenizer(path)
+
+
+def _tokenizer(path: Path) -> Tokenizer:
+    try:
+        return load_tokenizer(path / TOKENIZER)
+    except TokenizerError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _load_training(path: Path) -> Training:
@@ -288,7 +304,7 @@ def _load_training(path: Path) -> Training:
         raise CheckpointError(
             f"{path} was saved without its training state, so that training can't go on from it; it still generates"
         )
-    return Training(decode_json(path / RECORD, contents[RECORD]), _tensors(path / TENSORS, contents[TENSORS]))
+    return Training(decode_json(path / RECORD, contents[RECORD]), unpacked(path / TENSORS, contents[TENSORS]))
 
 
 def _contents(path: Path, *keep: str) -> dict[str, bytes]:
@@ -306,9 +322,10 @@ def _saved(tokenizer: Tokenizer) -> bytes:
         return (Path(scratch) / TOKENIZER).read_bytes()
 
 
-def _packed(tensors: Mapping[str, Tensor]) -> bytes:
-    packed: bytes = safetensors.torch.save({name: value.detach().cpu().contiguous() for name, value in tensors.items()})
-    return packed
+def _described(model: nn.Module) -> dict[str, Any]:
+    if isinstance(model, LanguageModel):
+        return asdict(model.config)
+    return {OWN_CLASS: f"{type(model).__module__}.{type(model).__qualname__}"}
 
 
 def _model_directory(path: Path) -> Path:
@@ -332,19 +349,16 @@ def _model_directory(path: Path) -> Path:
 def _config(path: Path, raw: bytes) -> ModelConfig:
     value = decode_json(path / CONFIG, raw)
     check_version(path / CONFIG, value)
+    if OWN_CLASS in value:
+        raise CheckpointError(
+            f"{path} holds the weights of {value[OWN_CLASS]}, a model that is not the library's: build one, and then "
+            f"model.load_state_dict(safetensors.torch.load_file({str(path / WEIGHTS)!r}))"
+        )
     fields = {name: entry for name, entry in value.items() if name not in ("format", "version")}
     try:
         return ModelConfig(**fields)
     except (TypeError, ValueError) as error:
         raise CheckpointError(f"{path / CONFIG} describes no model: {error}") from None
-
-
-def _tensors(path: Path, raw: bytes) -> dict[str, Tensor]:
-    try:
-        tensors: dict[str, Tensor] = safetensors.torch.load(raw)
-    except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError) as error:
-        raise CheckpointError(f"{path} is not a safetensors file that can be read ({error})") from None
-    return tensors
 
 
 def _model(path: Path, config: ModelConfig, weights: dict[str, Tensor]) -> LanguageModel:
@@ -365,15 +379,3 @@ def _model(path: Path, config: ModelConfig, weights: dict[str, Tensor]) -> Langu
     check_shapes(path / WEIGHTS, expected, weights)
     model.load_state_dict(weights, assign=True)
     return model.eval()
-
-
-def check_shapes(path: Path, expected: Mapping[str, torch.Size], found: Mapping[str, Tensor]) -> None:
-    """CheckpointError that names the first tensor of a file which is missing, of another shape, or one too many."""
-    for name, shape in expected.items():
-        if name not in found:
-            raise CheckpointError(f"{path} has no tensor {name}; it is not of this model")
-        if found[name].shape != shape:
-            raise CheckpointError(f"{path}: {name} is {list(found[name].shape)}, expected {list(shape)}")
-    for name in found:
-        if name not in expected:
-            raise CheckpointError(f"{path} has a tensor {name} that this model does not have")

@@ -51,10 +51,23 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Saved:
-    """A model directory was written, and `latest` names it."""
+    """A model directory was written, and `latest` names it; `best` does, too, if no score before was better."""
 
     step: int
     directory: Path
+    best: bool
+
+
+@dataclass(frozen=True)
+class SaveFailed:
+    """A model could not be written, as where a disk is full; training goes on, and tries again at the next save.
+
+    `last`: the model that stays the newest; None where none has been saved yet.
+    """
+
+    step: int
+    reason: str
+    last: Path | None
 
 
 @dataclass(frozen=True)
@@ -62,6 +75,8 @@ class Finished:
     """The last event. `began`: the step at which this call took the run up; equal to `step` if nothing was left to do.
 
     `evaluation` scores at most 500,000 tokens of the validation text; None without one, and where interrupted.
+    `best`: the least score of a saved model, that of step `best_step`, which `best` in the directory names.
+    `early`: the run ended before its last step, since `patience` scores in a row were no better.
     """
 
     step: int
@@ -70,6 +85,9 @@ class Finished:
     directory: Path
     interrupted: bool
     evaluation: Evaluation | None
+    best: Score | None = None
+    best_step: int = 0
+    early: bool = False
 
 
-Event = Started | StepDone | Evaluated | Saved | Finished
+Event = Started | StepDone | Evaluated | Saved | SaveFailed | Finished

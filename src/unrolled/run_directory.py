@@ -7,14 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from .checkpoint import Training, latest, save_step, step_name
+from .checkpoint import LATEST, Training, has_models, named, newest_whole, save_step, step_name
 from .config import ConfigError, TrainConfig
 from .journal import Journal
-from .model import LanguageModel
+from .lock import LOCK_FILE, locked
+from .manifest import is_leftover, make_directories
 from .resume import CONFIG_FILE, kept
 from .tokens import Tokenizer
+
+LOG_FILE = "log.jsonl"
 
 
 class RunDirectory:
@@ -24,24 +27,39 @@ class RunDirectory:
         self.path = path
         self._journal: Journal | None = None
 
+    @contextmanager
+    def claimed(self, *, resume: bool) -> Iterator[None]:
+        """Inside, this trainer is the only one here. LockedError if another one is.
+
+        ConfigError if what lies there is no run, or with `resume` if no model has been saved; nothing is written then.
+        """
+        begun = has_models(self.path)
+        if resume and not begun:
+            raise ConfigError(f"{self.path} has no saved model to go on from; leave --resume out to begin the run")
+        if self.path.exists() and not self.path.is_dir():
+            raise ConfigError(f"{self.path} is a file; name a directory with --out")
+        begun = begun or (self.path / CONFIG_FILE).exists()
+        if not begun and self.path.is_dir() and any(map(_foreign, self.path.iterdir())):
+            raise ConfigError(
+                f"{self.path} has something in it that is no training run; name another directory with --out"
+            )
+        make_directories(self.path)
+        with locked(self.path):
+            yield
+
     def newest(self) -> Path | None:
-        """The newest model; None where none has been saved. ConfigError if what lies there is no run."""
-        newest = latest(self.path)
-        if newest is None:
-            if self.path.exists() and not self.path.is_dir():
-                raise ConfigError(f"{self.path} is a file; name a directory with --out")
-            if self.path.is_dir() and any(self.path.iterdir()) and not (self.path / CONFIG_FILE).exists():
-                raise ConfigError(
-                    f"{self.path} has something in it that is no training run; name another directory with --out"
-                )
-        return newest
+        """The model to go on from; None where none has been saved."""
+        return newest_whole(self.path)
+
+    def last(self) -> Path | None:
+        """The model that `latest` names; None where it names none."""
+        return named(self.path, LATEST)
 
     @contextmanager
     def opened(self, config: TrainConfig, log_bytes: int) -> Iterator[None]:
-        """Inside, the run can be written. What its log has beyond `log_bytes` is cut off."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Inside, the run can be written, which is claimed. What its log has beyond `log_bytes` is cut off."""
         kept(config).save(self.path / CONFIG_FILE)
-        with Journal(self.path / "log.jsonl", keep=log_bytes) as journal:
+        with Journal(self.path / LOG_FILE, keep=log_bytes) as journal:
             self._journal = journal
             try:
                 yield
@@ -58,14 +76,20 @@ class RunDirectory:
     def save(
         self,
         step: int,
-        model: LanguageModel,
+        model: nn.Module,
         tokenizer: Tokenizer,
         record: Callable[[int], dict[str, Any]],
         tensors: Mapping[str, Tensor],
+        *,
+        keep: int,
+        best: bool,
     ) -> Path:
-        """Write a model directory. `record` makes what to save beside it from the log's length."""
+        """Write a model directory. `record` makes what to save beside it from the log's length.
+
+        `keep` of the newest models stay, and the one that was `best` last. OSError where the disk is full.
+        """
         training = Training(record(self._open.length()), dict(tensors))
-        directory = save_step(self.path, step, model, tokenizer, training)
+        directory = save_step(self.path, step, model, tokenizer, training, keep=keep, best=best)
         self.log_saved(step)
         return directory
 
@@ -73,3 +97,8 @@ class RunDirectory:
     def _open(self) -> Journal:
         assert self._journal is not None, "a run is written to inside `opened`"
         return self._journal
+
+
+def _foreign(path: Path) -> bool:
+    """Whether this is not what a run leaves that ended as soon as it had begun."""
+    return path.name != LOCK_FILE and not is_leftover(path)
