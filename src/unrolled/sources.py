@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -20,6 +21,8 @@ PIECE = 2**20
 BINARY_SHARE = 0.05
 # Of a file in a directory, what is looked at to tell text from other data; and how many such files a note names.
 _LOOKED_AT, _NAMED = 2**16, 3
+# What numpy raises for a header that is none, which it reads as Python.
+_UNREADABLE = (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError, TokenError)
 _CONTROL = bytes(sorted(set(range(32)) - set(b"\t\n\v\f\r\x1b"))) + b"\x7f"
 _OTHER_MARKS = {
     b"\xff\xfe\x00\x00": "UTF-32",
@@ -77,15 +80,15 @@ class Source:
     def ids(self) -> IntArray:
         """The memory-mapped ids of a .npy file."""
         try:
-            array = np.load(self.path, mmap_mode="r")  # which refuses pickles
-        except (ValueError, OSError, EOFError, SyntaxError, TypeError, OverflowError, MemoryError) as error:
+            array = np.lib.format.open_memmap(self.path, "r")
+        except _UNREADABLE as error:
             raise CorpusError(
                 f"{self.name} is no .npy file of ids ({str(error).splitlines()[0]}); write one with np.save"
             ) from None
-        if not isinstance(array, np.ndarray) or array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
-            found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else "several arrays"
+        if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
             raise CorpusError(
-                f"{self.name} holds {found}, and ids are one axis of integers: np.save(file, ids.ravel())"
+                f"{self.name} holds {array.dtype} {list(array.shape)}, and ids are one axis of integers; "
+                "np.save(file, ids.ravel()) makes one of several"
             )
         if not array.size:
             raise CorpusError(f"{self.name} has no ids; leave it out")
