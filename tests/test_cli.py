@@ -7,6 +7,7 @@ import shlex
 import signal
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from unrolled.checkpoint import load, save_model
 from unrolled.cli import BROKEN_PIPE, main
 from unrolled.config import TrainConfig
 from unrolled.corpus import read_corpus
-from unrolled.evaluate import evaluate
+from unrolled.evaluate import Counts, evaluate
 from unrolled.generate import generate
 from unrolled.model import LanguageModel, ModelConfig
 from unrolled.tokens import ByteTokenizer, CharTokenizer
@@ -119,7 +120,7 @@ def test_help_does_without_torch():
         (["train", "--layers", "two"], r'Invalid value for --layers: unable to convert "two" into int'),
         (["train", "--split", "0.9,x"], r"Invalid value for --split: write shares with commas between them.*0\.9,x"),
         (["train", "--tokens", "bpe"], r'Invalid value "bpe" for --tokens\. Choose from: "byte", "char"'),
-        (["eval", "RUN"], "FILE"),
+        (["eval"], r'Command "eval" parameter RUN requires an argument'),
     ],
 )
 def test_usage_errors_exit_with_2_and_a_suggestion(call, tokens, said):
@@ -135,6 +136,11 @@ def test_usage_errors_exit_with_2_and_a_suggestion(call, tokens, said):
         (["generate", "nowhere"], "nowhere: there is no such directory"),
         (["eval", "RUN", "nothing.txt"], "nothing.txt: there is no such file"),
         (["eval", "RUN", "empty.txt"], "empty.txt is empty"),
+        (["eval", "RUN"], "tiny does not say what it was trained on; name a text to score: unrolled eval "),
+        (
+            ["eval", "RUN", "--dynamic-lr", "1"],
+            "settings of dynamic evaluation, which was not asked for: add --dynamic",
+        ),
         (["generate", "RUN", "--temperature", "-1"], "temperature=-1.0 must be 0"),
         (["generate", "RUN", "--top-p", "0"], "top_p=0.0 must be above 0"),
         (["train", "nothing.txt"], "nothing.txt: there is no such file"),
@@ -170,37 +176,37 @@ def test_ctrl_c_anywhere_else_exits_with_130(call, monkeypatch, text_file):
 # eval
 
 
-def test_eval_json_is_exactly_the_two_scores(call, text_file, model_directory):
-    code, out, _ = call("eval", model_directory, text_file, "--json")
+def test_eval_json_is_a_line_for_each_text(call, text_file, model_directory):
+    Path("other.txt").write_text(TEXT[:500])
+    code, out, err = call("eval", model_directory, text_file, "other.txt", "--train", text_file, "--json")
+    assert (code, err) == (0, "")
     run = load(model_directory)
-    expected = evaluate(run.model, read_corpus(text_file, split=(1.0,)).train, run.tokenizer)
-    assert code == 0
-    assert json.loads(out) == {
-        name: {
-            "nats": score.nats,
-            "bits_per_byte": score.bits_per_byte,
-            "perplexity": score.perplexity,
-            "tokens": len(TEXT) - 1,
-        }
-        for name, score in (("stateful", expected.stateful), ("blocks", expected.blocks))
-    }
+    counts = Counts.of(read_corpus(text_file, split=(1.0,)).train, run.tokenizer)
+    for line, file in zip(out.splitlines(), (text_file, "other.txt"), strict=True):
+        text = read_corpus(file, split=(1.0,)).train
+        expected = asdict(evaluate(run.model, text, run.tokenizer, counts=counts))
+        assert json.loads(line) == {"text": file, **expected, "notes": []}
 
 
-def test_eval_prints_both_scores(call, text_file, model_directory):
+def test_eval_prints_all_scores_and_says_why_there_are_no_bars(call, text_file, model_directory):
     code, out, _ = call("eval", model_directory, text_file)
     scores = json.loads(call("eval", model_directory, text_file, "--json")[1])
     assert code == 0
-    heading, stateful, blocks, _ = out.splitlines()
+    name, heading, stateful, blocks, _, why = out.splitlines()
+    assert name == text_file
     assert heading.split() == ["nats", "bits", "per", "byte", "perplexity", "tokens"]
     for line, name in ((stateful, "stateful"), (blocks, "blocks")):
         row = scores[name]
         assert line.split() == [
+            "model,",
             name,
             f"{row['nats']:.4f}",
             f"{row['bits_per_byte']:.4f}",
             f"{row['perplexity']:.4g}",
             f"{len(TEXT) - 1:,}",
         ]
+    assert re.match("no n-grams to compare with: .* --train FILE names the training text", why)
+    assert scores["bars"] is None
 
 
 def test_eval_reads_with_the_models_own_tokenizer(call, text_file, tmp_path):
@@ -363,10 +369,10 @@ def test_training_on_needs_no_more_than_the_same_command(call, text_file):
 def test_quiet_prints_the_result_alone(call, text_file):
     code, out, err = call("train", text_file, *TINY, "--steps", "3", "--quiet")
     assert (code, err) == (0, "")
-    first, heading, stateful, blocks, _ = out.splitlines()
+    first, heading, *scores = out.splitlines()
     assert first == f"3 steps, the model is in {Path('runs/some text')}"
     assert heading.split()[0] == "nats"
-    assert (stateful.split()[0], blocks.split()[0]) == ("stateful", "blocks")
+    assert [line[:16].strip() for line in scores[:4]] == ["model, stateful", "model, blocks", "unigram", "5-gram"]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process alone")

@@ -14,8 +14,7 @@ from rich.console import Console
 from unrolled import progress
 from unrolled.config import TrainConfig
 from unrolled.corpus import read_corpus
-from unrolled.evaluate import Evaluation, Score
-from unrolled.progress import invocation, look_inside, run, score_table
+from unrolled.progress import invocation, look_inside, run
 from unrolled.train import Finished, StepDone, Trainer
 
 TEXT = 'It said "no". Then, after a while and with some hesitation, the other one said “yes, why not”. ' * 30
@@ -123,13 +122,6 @@ def test_quiet_says_the_result_alone(trainer):
 
 def test_samples_cannot_steer_the_terminal():
     assert progress._harmless("a\x1b[2Jb\tc\r\n\x9bd") == "a·[2Jb\tc·\n·d"
-
-
-def test_the_score_table_has_both():
-    table = score_table(Evaluation(Score(1.5, 2.25, 4.48, 1000), Score(1.75, 2.5, 5.75, 1000)))
-    _, stateful, blocks, _ = table.splitlines()
-    assert stateful.split() == ["stateful", "1.5000", "2.2500", "4.48", "1,000"]
-    assert blocks.split() == ["blocks", "1.7500", "2.5000", "5.75", "1,000"]
 
 
 @pytest.mark.parametrize(("seconds", "shown"), [(0.4, "0:00"), (59.6, "1:00"), (83, "1:23"), (3723, "1:02:03")])

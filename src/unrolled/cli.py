@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,8 +17,11 @@ from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
 from cyclopts.config import Dict
 from rich.text import Text
 
+from . import generate_command
 from .config import TrainConfig
 from .corpus import DEFAULT_SPLIT
+from .disk import DiskWarning
+from .score_request import ScoreRequest
 
 # What a program gets that writes into a pipe which nobody reads any more: 128 + SIGPIPE.
 BROKEN_PIPE = 141
@@ -75,7 +79,7 @@ app = App(
     error_formatter=_usage_error,
     result_action="return_value",
 )
-_DEFAULTS = Flags()
+_DEFAULTS, _REQUEST, _SCORE_REQUEST = Flags(), generate_command.Request(), ScoreRequest()
 
 
 @app.command
@@ -87,7 +91,8 @@ def train(*files: str, config: str | None = None, settings: Annotated[Flags, Par
     Parameters
     ----------
     files
-        Text files, each one document.
+        Text files, each one document; directories, for the text files in them and below; patterns such as "*.txt"; .npy
+        files of ids.
     config
         TOML file with any of these settings, such as the config.toml of a run; flags go before it.
     settings
@@ -95,86 +100,58 @@ def train(*files: str, config: str | None = None, settings: Annotated[Flags, Par
     """
     from rich.console import Console
 
+    from .lanes import TooShortError
     from .progress import run
     from .train import Trainer
 
     chosen = settings.as_dict()
     chosen["files"] = TrainConfig.load(config).files if config is not None and not files else files
-    run(Trainer(TrainConfig.from_dict(chosen)), Console(highlight=False))
+    try:
+        trainer = Trainer(TrainConfig.from_dict(chosen))
+    except TooShortError as error:
+        raise ValueError(error.with_flags()) from None
+    run(trainer, Console(highlight=False))
 
 
 @app.command(name="eval")
-def score(run: Path, file: Path, /, *, as_json: Annotated[bool, Parameter(name="--json")] = False) -> None:
-    """Score a model on a text: with its state carried over all of it, and in blocks from zeros.
+def score(
+    run: Path, /, *files: Path, request: Annotated[ScoreRequest, Parameter(name="*")] = _SCORE_REQUEST
+) -> None:
+    """Score a model on texts: with its state carried and in blocks from zeros, beside what counting n-grams reaches.
 
     Parameters
     ----------
     run
-        Directory of a run (its newest model is taken) or of one model.
-    file
-        The text, one document.
-    as_json
-        Print {"stateful": {...}, "blocks": {...}} instead of a table.
+        Directory of a run (its newest model is taken; RUN/best is its best one) or of one model.
+    files
+        Texts, each one document and scored for itself; without any, the part of the run's text that was held back.
+    request
+        All others.
     """
-    from .checkpoint import load
-    from .corpus import read_corpus
-    from .evaluate import evaluate
-    from .progress import score_table
+    from .score_table import Ticker
+    from .scoring import results
 
-    loaded = load(run)
-    text = read_corpus(file, tokenizer=loaded.tokenizer, split=(1.0,)).train
-    evaluation = evaluate(loaded.model, text, loaded.tokenizer)
-    if as_json:
-        _say(json.dumps(asdict(evaluation)))
-        return
-    _say(score_table(evaluation))
+    with Ticker(sys.stderr) as ticker:
+        for number, result in enumerate(results(run, files, request, ticker.show)):
+            ticker.clear()
+            if request.as_json:
+                _say(result.as_json())
+            else:
+                _say(("\n" if number else "") + f"{result.text}\n{result.table()}")
 
 
 @app.command(name="generate")
-def write(
-    run: Path,
-    /,
-    *,
-    prompt: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    max_tokens: int = 256,
-    seed: int = 0,
-) -> None:
+def write(run: Path, /, *, settings: Annotated[generate_command.Request, Parameter(name="*")] = _REQUEST) -> None:
     """Continue a prompt, printed as it is written.
 
     Parameters
     ----------
     run
-        Directory of a run (its newest model is taken) or of one model.
-    prompt
-        Text to continue, printed first; without one, the text begins as after a newline.
-    temperature
-        Below 1 keeps to what the model finds likely; 0 takes the most probable token each time.
-    top_k
-        Draw from this many of the most probable tokens; 0 is all.
-    top_p
-        Draw from the fewest most probable tokens that together reach this share; 1 is all.
-    max_tokens
-        How many tokens to write.
-    seed
-        The same seed gives the same text.
+        Directory of a run (its newest model is taken; RUN/best is its best one) or of one model.
+    settings
+        All others. The samplers apply in the order: penalties, temperature, top-k, top-p, min-p.
     """
-    from .checkpoint import load
-    from .generate import generate
-
-    loaded = load(run)
-    ids = loaded.tokenizer.encode(prompt)
-    pieces = generate(
-        loaded, ids.tolist(), temperature=temperature, top_k=top_k, top_p=top_p, max_tokens=max_tokens, seed=seed
-    )
-    try:
-        _say(loaded.tokenizer.decode(ids), end="")
-        for piece in pieces:
-            _say(piece.text, end="")
-    finally:
-        _say()
+    generate_command.write(run, settings, _say)
 
 
 @app.command
@@ -195,7 +172,8 @@ def bench(
     Parameters
     ----------
     run
-        Directory of a run (its newest model is taken) or of one model; one text is stepped through.
+        Directory of a run (its newest model is taken; RUN/best is its best one) or of one model; it is stepped
+        through one text.
     shape
         In place of a run: BATCHxINPUTxHIDDENxLAYERS, such as 1x256x512x2, with random weights.
     weights
@@ -233,7 +211,7 @@ def info(run: Path, /) -> None:
     Parameters
     ----------
     run
-        Directory of a run (its newest model is taken) or of one model.
+        Directory of a run (its newest model is taken; RUN/best is its best one) or of one model.
     """
     from .checkpoint import load
     from .manifest import read_directory
@@ -285,7 +263,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         if isinstance(stream, TextIOWrapper):
             # A terminal that can't show a character shows "?" in its place; it is no reason to stop.
             stream.reconfigure(errors="replace")
-    with _quiet_on_a_broken_pipe():
+    with _quiet_on_a_broken_pipe(), _warnings_as_sentences():
         try:
             app(tokens)
         except BrokenPipeError:
@@ -293,6 +271,24 @@ def main(tokens: Sequence[str] | None = None) -> None:
         except (ValueError, OSError) as error:
             sys.stderr.write(f"unrolled: {error}\n")
             sys.exit(1)
+
+
+@contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """Inside, what a command goes on in spite of is told like an error, not like a remark on the source."""
+    shown = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if issubclass(category, DiskWarning):
+            sys.stderr.write(f"unrolled: {message}\n")
+        else:
+            shown(message, category, *where, **more)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", DiskWarning)
+        # setattr: the parameters that are only handed on have no names here
+        setattr(warnings, "showwarning", show)  # noqa: B010
+        yield
 
 
 @contextmanager

@@ -46,16 +46,35 @@ class Score:
 
 @dataclass(frozen=True)
 class Bars:
-    """What counting alone reaches on the same tokens: single tokens, and grams of `order` (see `NGram`).
-
-    They were counted on the last `counted` of the training text's `tokens` tokens.
-    """
+    """What counting alone reaches on the same tokens: single tokens, and grams of `order`. Others as in `Counts`."""
 
     unigram: Score
     ngram: Score
     order: int
     counted: int
     tokens: int
+
+
+@dataclass(frozen=True, eq=False)
+class Counts:
+    """N-grams of a training text, of order 1 and of a higher one; of its `tokens` the last `counted` were counted."""
+
+    unigram: NGram
+    ngram: NGram
+    counted: int
+    tokens: int
+
+    @classmethod
+    def of(cls, train: Split, tokenizer: Tokenizer, *, order: int = ORDER) -> Counts:
+        """Count `train`, or its last COUNTED_TOKENS tokens."""
+        end = part(train, max(0, len(train) - COUNTED_TOKENS), len(train))
+        single, grams = (NGram.fit(end, tokenizer.size, length) for length in (1, order))
+        return cls(single, grams, len(end), len(train))
+
+    def bars(self, split: Split, tokenizer: Tokenizer) -> Bars:
+        """What they make of a split."""
+        single, grams = (score(model.nats(split), split, tokenizer) for model in (self.unigram, self.ngram))
+        return Bars(single, grams, self.ngram.order, self.counted, self.tokens)
 
 
 @dataclass(frozen=True)
@@ -86,12 +105,12 @@ def evaluate(
     tokenizer: Tokenizer,
     *,
     block: int = BLOCK,
-    train: Split | None = None,
+    counts: Counts | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Score a split both ways. A document's first token is predicted by nothing, so it is in neither score.
 
-    `train`, the text that the model learned from, gives the bars. The model runs without dropout and is left in the
+    `counts`, of the text that the model learned from, give the bars. The model runs without dropout and is left in the
     mode in which it came. Raises ValueError for a split without a token to score, and for a tokenizer of another
     vocabulary.
     """
@@ -99,7 +118,7 @@ def evaluate(
         stateful(model, split, tokenizer, progress=progress),
         blocks(model, split, tokenizer, block=block, progress=progress),
     )
-    return Evaluation(*both, None if train is None else bars(train, split, tokenizer))
+    return Evaluation(*both, None if counts is None else counts.bars(split, tokenizer))
 
 
 def stateful(
@@ -157,16 +176,10 @@ def positions(
     return PositionCurve(warm, cold, tokens)
 
 
-def bars(train: Split, split: Split, tokenizer: Tokenizer, *, order: int = ORDER) -> Bars:
-    """Count `train`, or its last COUNTED_TOKENS tokens, and score `split` with single tokens and with grams."""
-    counted = train
-    if len(train) > COUNTED_TOKENS:
-        begin = len(train) - COUNTED_TOKENS
-        counted = Split(train.ids[begin:], np.append(0, train.starts[train.starts > begin] - begin))
-    unigram, ngram = (
-        score(NGram.fit(counted, tokenizer.size, length).nats(split), split, tokenizer) for length in (1, order)
-    )
-    return Bars(unigram, ngram, order, len(counted), len(train))
+def part(split: Split, begin: int, end: int) -> Split:
+    """Tokens `begin` to `end` of a split, without a copy. A document that is cut starts where the part does."""
+    inside = split.starts[(split.starts > begin) & (split.starts < end)]
+    return Split(split.ids[begin:end], np.append(0, inside - begin))
 
 
 def windows(split: Split, length: int, device: torch.device) -> Iterator[Window]:

@@ -26,10 +26,10 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .evaluate import BLOCK, Evaluation
 from .model import evaluating
+from .score_table import score_table
 from .trace import Picture, picture
-from .train import Evaluated, Event, Finished, Started, StepDone, TrainConfig, Trainer
+from .train import Evaluated, Event, Finished, SaveFailed, Started, StepDone, TrainConfig, Trainer
 
 _REFRESH_SECONDS, _PLAIN_SECONDS = 0.1, 5.0
 _ROOM_FOR_BAR, _BAR = 100, 20
@@ -44,16 +44,6 @@ def run(trainer: Trainer, console: Console) -> None:
     with _stopped_by_ctrl_c(trainer.stop) as stopping, _Screen(console, trainer, stopping) as screen:
         for event in trainer.run():
             screen.show(event)
-
-
-def score_table(evaluation: Evaluation) -> str:
-    """Both scores, a line each."""
-    lines = [f"{'':8}  {'nats':>8}  {'bits per byte':>13}  {'perplexity':>10}  {'tokens':>11}"]
-    for name, score in (("stateful", evaluation.stateful), ("blocks", evaluation.blocks)):
-        numbers = f"{score.nats:8.4f}  {score.bits_per_byte:13.4f}  {score.perplexity:10.4g}  {score.tokens:11,}"
-        lines.append(f"{name:8}  {numbers}")
-    lines.append(f"nats: mean of a token; stateful: state carried over the text; blocks: {BLOCK} tokens from zeros")
-    return "\n".join(lines)
 
 
 def look_inside(trainer: Trainer) -> Picture:
@@ -112,6 +102,8 @@ class _Screen:
             self._print("stopping: this step is saved first; Ctrl-C again stops at once")
         match event:
             case Started():
+                for note in self._trainer.corpus.notes:
+                    self._print(note)
                 self._print(_opening(event))
             case StepDone():
                 self._step(event)
@@ -119,6 +111,8 @@ class _Screen:
                 score = "" if event.score is None else f", validation {event.score.bits_per_byte:.3f} bits/byte"
                 self._print(Text(f"step {event.step}{score}; a sample:", style="bold"))
                 self._print(Text(textwrap.indent(_harmless(event.sample), "    ") + "\n"))
+            case SaveFailed():
+                self._console.print(_not_saved(event), soft_wrap=True, markup=False)
             case Finished():
                 self._live.stop()
                 self._end(event)
@@ -187,6 +181,11 @@ def _opening(event: Started) -> str:
         f"{config.steps} steps of {config.lanes} x {config.window} tokens, "
         f"{(config.steps or 0) / event.windows_per_epoch:.3g} times through the text{goes_on}"
     )
+
+
+def _not_saved(event: SaveFailed) -> str:
+    stays = f"{event.last} stays the newest model" if event.last else "no model has been saved yet"
+    return f"step {event.step} could not be saved: {event.reason}; {stays}, and the next save tries again"
 
 
 def _next(event: Finished, config: TrainConfig, sentence: str) -> Iterator[list[str]]:
