@@ -164,7 +164,7 @@ def test_a_damaged_model_is_named(config: TrainConfig, tmp_path: Path) -> None:
     ("fields", "message"),
     [
         ({"config": {"heads": 3}}, "heads is no field"),
-        ({"step": "3"}, "step and log_bytes must be whole numbers"),
+        ({"step": "3"}, "step must be a whole number"),
         ({"score": {"nats": 1}}, "missing"),
         ({"config": None}, "None"),
     ],

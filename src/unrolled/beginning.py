@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from .bpe import DEFAULT_VOCABULARY
 from .checkpoint import Run, latest, load
 from .config import TOKENS, ConfigError, TrainConfig
 from .corpus import Corpus, read_corpus
-from .model import LanguageModel
+from .model import LanguageModel, ModelConfig
 from .tokens import Tokenizer, load_tokenizer
 
 # Beside the runs' directories: one encoded text serves all of them.
@@ -50,6 +52,24 @@ def begin(config: TrainConfig) -> tuple[TrainConfig, Corpus, LanguageModel | Non
     name: Any = corpus.tokenizer.name
     known = dataclasses.replace(config, tokens=name if name in TOKENS else config.tokens, vocabulary=vocabulary)
     return known, corpus, None if source is None else _model(config, source)
+
+
+def fresh(config: TrainConfig, vocabulary: int) -> LanguageModel:
+    """A new model whose numbers follow from the seed alone, drawn on the CPU for every device."""
+    sizes = ModelConfig(
+        vocabulary, config.hidden, config.layers, config.embedding, config.dropout, config.embedding_dropout
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        return LanguageModel(sizes, dtype=getattr(torch, config.dtype))
+
+
+def settled(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainConfig:
+    """`config` with what the model at hand decides."""
+    sizes = asdict(model.config) if isinstance(model, LanguageModel) else {}
+    sizes.pop("vocabulary", None)
+    sizes["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return dataclasses.replace(config, device=str(device), **sizes)
 
 
 def _source(config: TrainConfig, directory: str) -> Run:

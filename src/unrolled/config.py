@@ -26,8 +26,8 @@ RUNS = "runs"
 # A run goes on though these differ: its length, how often it looks and saves, what it says, and where it lies. The
 # texts are compared by their contents.
 _MAY_CHANGE = {
-    *("steps", "epochs", "patience", "eval_every", "save_every", "keep", "quiet", "resume", "out"),
-    *("files", "val", "tokenizer"),
+    *("steps", "epochs", "minutes", "patience", "eval_every", "save_every", "keep", "quiet", "resume", "out"),
+    *("files", "val", "tokenizer", "tensorboard"),
 }
 
 _INTEGERS = {
@@ -53,6 +53,7 @@ _NUMBERS: dict[str, tuple[str, Callable[[float], bool]]] = {
     "ema": ("at least 0 and below 1", lambda x: 0 <= x < 1),
     "lr": ("above 0", lambda x: 0 < x < math.inf),
     "epochs": ("above 0", lambda x: 0 < x < math.inf),
+    "minutes": ("above 0", lambda x: 0 < x < math.inf),
     "clip": ("0 (no clipping) or more", lambda x: 0 <= x < math.inf),
     "weight_decay": ("0 or more", lambda x: 0 <= x < math.inf),
 }
@@ -106,6 +107,8 @@ class TrainConfig:
     """Lots into which the lanes are divided, one after the other in a step: the same step in less memory."""
     steps: int | None = None
     """Length of the run in steps; 20 epochs, at most 10000 steps, if neither this nor epochs is given."""
+    minutes: float | None = None
+    """Length of the run in minutes: turned once into steps, by timing some that are then thrown away."""
     epochs: float | None = None
     """Length of the run in passes over the text, instead of steps."""
     optimizer: Literal["adamw", "sgd"] = "adamw"
@@ -144,6 +147,8 @@ class TrainConfig:
     """Text file to validate on; then the files are trained on to the last token."""
     split: tuple[float, ...] = DEFAULT_SPLIT
     """Shares of the text for training, validation and test, in order."""
+    tensorboard: bool = False
+    """Also write event files for TensorBoard, under tensorboard/ in the run."""
     resume: bool = False
     """Insist on going on with a run that exists; without this, a new one is begun where there is none."""
     quiet: bool = False
@@ -170,13 +175,15 @@ class TrainConfig:
             if getattr(self, name) not in choices and not (getattr(self, name) is None and _optional(name)):
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         _text("device", self.device)
-        for name in ("resume", "quiet"):
+        for name in ("tensorboard", "resume", "quiet"):
             if not isinstance(getattr(self, name), bool):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.accumulate > self.lanes:
             raise ConfigError(f"accumulate={self.accumulate} must be at most lanes={self.lanes}: a lot has a lane")
         if self.steps is not None and self.epochs is not None:
             raise ConfigError(f"steps={self.steps} and epochs={self.epochs:g} both say how long to train; give one")
+        if self.minutes is not None and self.epochs is not None:
+            raise ConfigError(f"minutes={self.minutes:g} and epochs={self.epochs:g} both say how long; give one")
 
     @property
     def directory(self) -> Path:
@@ -187,6 +194,8 @@ class TrainConfig:
         """The same run with its length in steps, its cadence and its directory written out."""
         if self.steps is not None:
             steps = self.steps
+        elif self.minutes is not None:
+            raise ConfigError(f"minutes={self.minutes:g} has no steps until a Trainer has timed some")
         elif self.epochs is not None:
             steps = math.ceil(self.epochs * windows_per_epoch)
         elif self.files:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -22,6 +23,20 @@ def device_named(name: str) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {name!r} can't be used: {reason}; --device cpu works everywhere") from None
     return device
+
+
+def check_autocast(device: torch.device) -> None:
+    """ConfigError where bfloat16 would only be emulated, and slower than float32."""
+    if device.type == "cuda":
+        native, what = torch.cuda.is_bf16_supported(including_emulation=False), torch.cuda.get_device_name(device)
+    else:
+        x86 = device.type == "cpu" and platform.machine() in ("x86_64", "AMD64")
+        native, what = not x86 or torch.cpu._is_avx512_bf16_supported(), "this processor"
+    if not native:
+        raise ConfigError(
+            f"autocast=bfloat16 gains nothing here: {what} has no instructions for it and would emulate them; leave "
+            "--autocast out"
+        )
 
 
 @contextmanager

@@ -5,17 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .beginning import begin
-from .checkpoint import Run, check_shapes
+from .beginning import begin, fresh, settled
+from .board import Board
+from .checkpoint import Run
 from .config import ConfigError, TrainConfig
 from .corpus import Corpus, Split
 from .evaluate import Counts, blocks, evaluate
@@ -23,13 +24,17 @@ from .events import Evaluated, Event, Finished, Saved, SaveFailed, Started, Step
 from .generate import generate
 from .lanes import Lanes
 from .learner import Learner, NotFiniteError
-from .machine import device_named, threads
-from .model import LanguageModel, ModelConfig
-from .resume import Standing, record, take_up
+from .machine import check_autocast, device_named, threads
+from .model import LanguageModel
+from .own_model import as_language_model, write
+from .pace import steps_in
+from .resume import Standing, record, take_up, timed_before
 from .run_directory import RunDirectory
 from .state_layout import StateLayout
+from .weights import check_shapes
 
 __all__ = [
+    "Callback",
     "ConfigError",
     "Evaluated",
     "Event",
@@ -54,41 +59,71 @@ class TrainingError(ValueError):
     """Training that came to a point from which it can't go on; the message says what is left and what to try."""
 
 
+class Callback(Protocol):
+    """Called with each event before `Trainer.run` yields it; `trainer.stop()` ends the run after the step.
+
+    Where it raises, the model is saved, and then what it raised ends the run.
+    """
+
+    def __call__(self, event: Event, trainer: Trainer, /) -> object: ...
+
+
 class Trainer:
     """Trains a language model, saves it as it goes, and goes on exactly where an earlier call stopped.
 
     `config` is the resolved configuration, `corpus` the text, `model` the model in training, `averaged` the running
-    average of its weights: what is evaluated, sampled from and saved (`model` itself with ema=0).
+    average of its weights: what is evaluated, sampled from and saved (`model` itself with ema=0). Both are
+    `LanguageModel`s, or of the class of the model that was given.
 
     All that is random follows from (seed, step), so torch's global generator is neither used up nor saved, and nothing
     that a caller draws between two events changes a run.
     """
 
-    def __init__(self, config: TrainConfig, corpus: Corpus | None = None, model: LanguageModel | None = None) -> None:
+    def __init__(
+        self,
+        config: TrainConfig,
+        corpus: Corpus | None = None,
+        model: nn.Module | None = None,
+        *,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
         """`corpus` stands in for `config.files`, and `model` for a fresh one; its sizes then replace those of `config`.
 
-        Nothing of the run is written yet, only encoded text. Raises ConfigError, CorpusError, or TooShortError (a
-        ValueError) for a text too short for lanes x window.
+        `model`: a `LanguageModel`, or a module of any class that can be called as `Recurrent` says.
+
+        Nothing of the run is written yet, only encoded text. With `config.minutes` some steps are timed. Raises
+        ConfigError, CorpusError, or TooShortError (a ValueError) for a text too short for lanes x window.
         """
         if corpus is None:
             config, corpus, earlier = begin(config)
             model = earlier if model is None else model
         self.corpus, self.device = corpus, device_named(config.device)
+        if config.autocast:
+            check_autocast(self.device)
+        if config.patience is not None and corpus.val is None:
+            raise ConfigError(
+                "patience needs scores, and there is no validation text; add --val FILE or --split 0.9,0.1"
+            )
         self.lanes = Lanes(corpus.train, config.lanes, config.window, seed=config.seed)
         if model is None:
-            model = _fresh(config, corpus.tokenizer.size)
-        elif model.config.vocabulary != corpus.tokenizer.size:
+            model = fresh(config, corpus.tokenizer.size)
+        elif isinstance(model, LanguageModel) and model.config.vocabulary != corpus.tokenizer.size:
             raise ConfigError(
                 f"the model was built for {model.config.vocabulary} tokens, the text has {corpus.tokenizer.size}; "
                 f"build it with ModelConfig(vocabulary={corpus.tokenizer.size})"
             )
-        self.model = model.to(self.device).train()
-        self.config = _settled(config.resolved(self.lanes.windows_per_epoch), self.model, self.device)
+        self.model: Any = model.to(self.device).train()
+        layout = StateLayout.of(model, corpus.tokenizer.size, self.device)
+        config = settled(config, model, self.device)
+        if config.minutes is not None and config.steps is None:
+            steps = timed_before(config) or steps_in(config, model, layout, self.lanes, corpus, EVALUATION_TOKENS)
+            config = dataclasses.replace(config, steps=steps)
+        self.config = config.resolved(self.lanes.windows_per_epoch)
         self.directory = Path(self.config.out or "")
         self._files = RunDirectory(self.directory)
-        layout = StateLayout.of(self.model, corpus.tokenizer.size, self.device)
-        self._learner = Learner(self.model, layout, self.lanes, self.config, self.device)
+        self._learner = Learner(model, layout, self.lanes, self.config, self.device)
         self.averaged: Any = self._learner.averaged
+        self._callbacks = [*callbacks, *([Board(self.directory / "tensorboard")] if config.tensorboard else [])]
         self._at, self._saved = Standing(), -1
         self._seconds = 0.0
         self._stopped = False
@@ -107,29 +142,45 @@ class Trainer:
         """Train, and yield an event for all that happens; between two events the caller may look at everything.
 
         Where `config.out` holds this very run, it is taken up: the weights, the optimiser, the carried state, the place
-        in the text and the log are those of its newest model. Raises ConfigError where it holds another one, LockedError
-        where another trainer is at work there, and TrainingError where the loss is no longer a number, or the run has
+        in the text and the log are those of its newest model. Raises ConfigError where it holds another one,
+        LockedError where another trainer is at work there, and TrainingError where the loss is no longer a number, or the run has
         come to its end and can't be saved.
         """
         with self._files.claimed(resume=self.config.resume):
-            yield from self._run(self._take_up())
+            log_bytes = self._take_up()
+            with threads(self.config.threads), self._files.opened(self.config, log_bytes):
+                for event in self._events():
+                    self._tell(event)
+                    yield event
         self._stopped = False
 
-    def _run(self, log_bytes: int) -> Iterator[Event]:
+    def _events(self) -> Iterator[Event]:
         began = self._at.step
         eval_every, save_every = self.config.eval_every or self.steps, self.config.save_every or self.steps
-        with threads(self.config.threads), self._files.opened(self.config, log_bytes):
-            yield self._start()
-            while self._at.step < self.steps and not self._stopped:
-                yield self._advance()
-                step, last = self._at.step, self._at.step == self.steps
-                if step % eval_every == 0 or last:
-                    yield self._evaluate()
-                if not last and (step % save_every == 0 or self._at.is_best):
-                    yield self._save()
+        yield self._start()
+        while self._at.step < self.steps and not self._early and not self._stopped:
+            yield self._advance()
+            step, last = self._at.step, self._at.step == self.steps
+            if step % eval_every == 0 or last:
+                yield self._evaluate()
+            if not last and (step % save_every == 0 or self._at.is_best):
+                yield self._save()
+        if self._saved != self._at.step:
+            yield self._save(last=True)
+        yield self._finish(began)
+
+    @property
+    def _early(self) -> bool:
+        return self.config.patience is not None and self._at.waited >= self.config.patience
+
+    def _tell(self, event: Event) -> None:
+        try:
+            for callback in self._callbacks:
+                callback(event, self)
+        except Exception:
             if self._saved != self._at.step:
-                yield self._save(last=True)
-            yield self._finish(began)
+                self._save(last=True)
+            raise
 
     def _take_up(self) -> int:
         """Go to where the run stands, and return the length of its log there: 0 where it is yet to begin."""
@@ -137,7 +188,7 @@ class Trainer:
         if newest is None:
             return 0
         earlier = take_up(newest, self.config, self.corpus)
-        tensors, averaged = earlier.training.tensors, earlier.run.model.state_dict()
+        tensors, averaged = earlier.training.tensors, earlier.averaged
         check_shapes(newest / "training.safetensors", _shapes(self._learner.tensors()), tensors)
         check_shapes(newest / "weights.safetensors", _shapes(self.averaged.state_dict()), averaged)
         self._learner.restore(averaged, tensors)
@@ -165,6 +216,10 @@ class Trainer:
             lesson = self._learner.step(self._at.step)
         except NotFiniteError as error:
             self._give_up(str(error))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self._out_of_memory()
         self._at.step += 1
         seconds = time.perf_counter() - began
         self._seconds = 0.9 * self._seconds + 0.1 * seconds if self._seconds else seconds
@@ -197,28 +252,51 @@ class Trainer:
             f"--warmup (it is {config.warmup}) or {clip}"
         )
 
+    def _out_of_memory(self) -> NoReturn:
+        lanes, lots = self.config.lanes, self.config.accumulate
+        wider = (
+            f"--accumulate {min(2 * lots, lanes)} makes the same step in less, or take " if lots < lanes else "take "
+        )
+        raise TrainingError(
+            f"step {self._at.step + 1} of {lanes} lanes x {self.config.window} tokens does not fit into the memory of "
+            f"{self.device}; {wider}fewer --lanes (a run that is there already has to keep both: name another --out)"
+        ) from None
+
     def _evaluate(self) -> Evaluated:
         self._check_weights()
-        tokenizer = self.corpus.tokenizer
         if self.corpus.val is not None:
-            self._at.score = blocks(self.averaged, _first(self.corpus.val, EVALUATION_TOKENS), tokenizer)
-            self._at.scored = self._at.step
-        run = Run(self.averaged, tokenizer, self.averaged.config, self.directory)
-        seed = self.config.seed + self._at.step
-        pieces = generate(run, max_tokens=SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE, seed=seed)
-        event = Evaluated(self._at.step, self._at.score, "".join(piece.text for piece in pieces))
+            held = _first(self.corpus.val, EVALUATION_TOKENS)
+            self._at.see(blocks(self._scored_model, held, self.corpus.tokenizer))
+        event = Evaluated(self._at.step, self._at.score, self._sample(self.config.seed + self._at.step))
         self._files.log("evaluated", **asdict(event))
         return event
+
+    @property
+    def _scored_model(self) -> LanguageModel:
+        return as_language_model(self.averaged, self.corpus.tokenizer.size)
+
+    def _sample(self, seed: int) -> str:
+        tokenizer, model, temperature = self.corpus.tokenizer, self.averaged, SAMPLE_TEMPERATURE
+        if not isinstance(model, LanguageModel):
+            return write(model, tokenizer, tokens=SAMPLE_TOKENS, temperature=temperature, seed=seed)
+        run = Run(model, tokenizer, model.config, self.directory)
+        pieces = generate(run, max_tokens=SAMPLE_TOKENS, temperature=temperature, seed=seed)
+        return "".join(piece.text for piece in pieces)
 
     def _save(self, *, last: bool = False) -> Saved | SaveFailed:
         """Save, or else say why not; the run's last save has to be one."""
         self._check_weights()
-        step, best = self._at.step, self._at.is_best
-        at = dataclasses.replace(self._at, best=self._at.score.nats) if best and self._at.score else self._at
+        step, best, at = self._at.step, self._at.is_best, self._at.saved()
         made = partial(record, at, self.config, self.corpus)
         try:
             directory = self._files.save(
-                step, self.averaged, self.corpus.tokenizer, made, self._learner.tensors(), keep=self.config.keep, best=best
+                step,
+                self.averaged,
+                self.corpus.tokenizer,
+                made,
+                self._learner.tensors(),
+                keep=self.config.keep,
+                best=best,
             )
         except OSError as error:
             return self._not_saved(error.strerror or str(error), last=last)
@@ -231,21 +309,34 @@ class Trainer:
         if last:
             raise TrainingError(
                 f"the last model, of step {self._at.step}, could not be saved: {reason}; "
-                f"{f'{newest} is the newest one' if newest else 'none has been saved before'}. Make room and give the same "
-                "command again: it goes on from there"
+                f"{f'{newest} is the newest one' if newest else 'none has been saved before'}. Make room and give the "
+                "same command again: it goes on from there"
             )
         return SaveFailed(self._at.step, reason, newest)
 
     def _finish(self, began: int) -> Finished:
-        step, interrupted = self._at.step, self._at.step < self.steps
+        at, early = self._at, self._early and self._at.step < self.steps
+        interrupted = at.step < self.steps and not early
         evaluation = None
         if not interrupted and self.corpus.val is not None:
             counts = Counts.of(self.corpus.train, self.corpus.tokenizer)
             held = _first(self.corpus.val, FINAL_TOKENS)
-            evaluation = evaluate(self.averaged, held, self.corpus.tokenizer, counts=counts)
+            evaluation = evaluate(self._scored_model, held, self.corpus.tokenizer, counts=counts)
         scores = None if evaluation is None else asdict(evaluation)
-        self._files.log("finished", step=step, steps=self.steps, interrupted=interrupted, evaluation=scores)
-        return Finished(step, self.steps, began, self.directory, interrupted, evaluation)
+        self._files.log(
+            "finished", step=at.step, steps=self.steps, interrupted=interrupted, early=early, evaluation=scores
+        )
+        return Finished(
+            at.step,
+            self.steps,
+            began,
+            self.directory,
+            interrupted,
+            evaluation,
+            best=at.best,
+            best_step=at.best_step,
+            early=early,
+        )
 
     @cached_property
     def _bytes_per_token(self) -> float:
@@ -253,22 +344,9 @@ class Trainer:
         return train.bytes_scored(self.corpus.tokenizer) / max(1, len(train) - len(train.starts))
 
 
-def _fresh(config: TrainConfig, vocabulary: int) -> LanguageModel:
-    """A new model whose numbers follow from the seed alone, drawn on the CPU for every device."""
-    sizes = ModelConfig(
-        vocabulary, config.hidden, config.layers, config.embedding, config.dropout, config.embedding_dropout
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        return LanguageModel(sizes, dtype=getattr(torch, config.dtype))
-
-
-def _settled(config: TrainConfig, model: LanguageModel, device: torch.device) -> TrainConfig:
-    """`config` with what the model at hand decides."""
-    sizes = asdict(model.config)
-    del sizes["vocabulary"]
-    sizes["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return dataclasses.replace(config, device=str(device), **sizes)
+def _is_out_of_memory(error: BaseException) -> bool:
+    # On the CPU torch has no class of its own for it.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
