@@ -376,14 +376,15 @@ def test_quiet_prints_the_result_alone(call, text_file):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process alone")
-def test_ctrl_c_saves_and_the_command_that_is_printed_goes_on(text_file, call):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_the_command_that_is_printed_goes_on(text_file, call, number):
     process = program("train", text_file, *TINY, "--steps", "1000000", "--eval-every", "1000000", "--out", "a run")
     read = ""
     while not read.startswith("step 1/"):
         read = process.stdout.readline()
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert (process.returncode, err) == (0, "")
+    assert (process.returncode, err) == (128 + number, "")
     stopped = int(re.search(r"Stopped at step (\d+) of 1000000, saved. To go on:", out)[1])
     assert load("a run").training["step"] == stopped
     (words,) = commands(out)

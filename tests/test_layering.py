@@ -60,7 +60,7 @@ ARROWS: dict[str, set[str]] = {
     "dynamic": {"evaluate", "model", "loss", "lanes", "corpus", "tokens"},
     "score_table": {"evaluate"},
     "score_request": set(),
-    "scoring": {"score_request", "score_table", "evaluate", "dynamic", "checkpoint", "config", "corpus"},
+    "scoring": {"score_request", "score_table", "evaluate", "dynamic", "beginning", "checkpoint", "config", "corpus"},
     "snapshot": set(),
     "step_arguments": {"arguments", "state"},
     "parts": {"model", "stack", "layer", "interop", "recurrence.step"},
@@ -106,7 +106,7 @@ ARROWS: dict[str, set[str]] = {
 ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
-    "bookmark",
+    *("bookmark", "dynamic", "ngram"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}

@@ -18,8 +18,9 @@ if TYPE_CHECKING:
     from .checkpoint import CheckpointError, Run, load, save_model
     from .config import ConfigError, TrainConfig
     from .corpus import Corpus, CorpusError, Split, builtin_text, read_corpus
-    from .evaluate import Evaluation, Score, blocks, evaluate, stateful
     from .disk import DiskWarning
+    from .dynamic import Dynamic, dynamic, gradient_rms, tuned
+    from .evaluate import Bars, Counts, Evaluation, PositionCurve, Score, blocks, evaluate, positions, stateful
     from .events import Evaluated, Finished, Saved, SaveFailed, Started, StepDone
     from .generate import Piece, Writing, generate
     from .interop import from_torch, to_torch
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .lock import LockedError
     from .loss import bits_per_byte, nats, perplexity
     from .model import LanguageModel, ModelConfig
+    from .ngram import NGram
     from .recurrence import BackendUnavailable, Choice, backends
     from .stack import MultiLayerLSTM, Trace
     from .state import LSTMState
@@ -74,7 +76,12 @@ _MODULES = {
     "truncated": ("CarriedState", "TimeWindows", "TimeWindow"),
     "model": ("LanguageModel", "ModelConfig"),
     "loss": ("nats", "bits_per_byte", "perplexity"),
-    "evaluate": ("evaluate", "stateful", "blocks", "Evaluation", "Score"),
+    "ngram": ("NGram",),
+    "evaluate": (
+        *("evaluate", "stateful", "blocks", "positions"),
+        *("Evaluation", "Score", "Counts", "Bars", "PositionCurve"),
+    ),
+    "dynamic": ("dynamic", "gradient_rms", "tuned", "Dynamic"),
     "config": ("TrainConfig", "ConfigError"),
     "train": ("Trainer", "TrainingError"),
     "events": ("Started", "StepDone", "Evaluated", "Saved", "SaveFailed", "Finished"),
@@ -128,8 +135,17 @@ __all__ = [
     "evaluate",
     "stateful",
     "blocks",
+    "positions",
     "Evaluation",
     "Score",
+    "Counts",
+    "Bars",
+    "PositionCurve",
+    "NGram",
+    "dynamic",
+    "gradient_rms",
+    "tuned",
+    "Dynamic",
     "TrainConfig",
     "ConfigError",
     "Trainer",

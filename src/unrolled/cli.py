@@ -18,13 +18,16 @@ from cyclopts.config import Dict
 from rich.text import Text
 
 from . import generate_command
-from .config import TrainConfig
+from .config import ConfigError, TrainConfig
 from .corpus import DEFAULT_SPLIT
 from .disk import DiskWarning
 from .score_request import ScoreRequest
 
 # What a program gets that writes into a pipe which nobody reads any more: 128 + SIGPIPE.
 BROKEN_PIPE = 141
+
+
+_LENGTHS = {"--steps", "--epochs", "--minutes"}
 
 
 def _version() -> str:
@@ -36,11 +39,13 @@ def _version() -> str:
 def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """The values of the file that `--config` names, for the flags that were not given."""
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    if len(lengths := sorted(_LENGTHS & given.keys())) > 1:
+        raise ConfigError(f"{' and '.join(lengths)} all say how long to train; give one")
     if "--config" in given:
         values = TrainConfig.load(given["--config"]).as_dict()
         del values["files"]  # no flag: `train` sees to them
-        if "--steps" in given or "--epochs" in given:
-            values = {name: value for name, value in values.items() if name not in ("steps", "epochs")}
+        if _LENGTHS & given.keys():
+            values = {name: value for name, value in values.items() if f"--{name}" not in _LENGTHS}
         Dict(values, use_commands_as_keys=False, source=given["--config"])(app, commands, arguments)
 
 
@@ -86,7 +91,8 @@ _DEFAULTS, _REQUEST, _SCORE_REQUEST = Flags(), generate_command.Request(), Score
 def train(*files: str, config: str | None = None, settings: Annotated[Flags, Parameter(name="*")] = _DEFAULTS) -> None:
     """Train a language model on text files; without a file, on documentation text that Python brings along.
 
-    The same command goes on with a run that was stopped. Ctrl-C finishes the step, saves, and says how to go on.
+    The same command goes on with a run that was stopped. Ctrl-C or SIGTERM finishes the step, saves, says how to go on,
+    and exits with 130 or 143; a second one ends it at once.
 
     Parameters
     ----------
@@ -110,13 +116,12 @@ def train(*files: str, config: str | None = None, settings: Annotated[Flags, Par
         trainer = Trainer(TrainConfig.from_dict(chosen))
     except TooShortError as error:
         raise ValueError(error.with_flags()) from None
-    run(trainer, Console(highlight=False))
+    if code := run(trainer, Console(highlight=False)):
+        sys.exit(code)
 
 
 @app.command(name="eval")
-def score(
-    run: Path, /, *files: Path, request: Annotated[ScoreRequest, Parameter(name="*")] = _SCORE_REQUEST
-) -> None:
+def score(run: Path, /, *files: Path, request: Annotated[ScoreRequest, Parameter(name="*")] = _SCORE_REQUEST) -> None:
     """Score a model on texts: with its state carried and in blocks from zeros, beside what counting n-grams reaches.
 
     Parameters

@@ -37,8 +37,8 @@ class Dynamic:
     "sgd": `lr` times the gradient of the mean loss, and back by the share `decay`.
     """
 
-    lr: float = 1e-4
-    decay: float = 1e-3
+    lr: float = 4e-4
+    decay: float = 3e-3
     segment: int = 32
     method: Literal["rms", "sgd"] = "rms"
 
@@ -53,6 +53,7 @@ class Dynamic:
             raise ValueError(f'method must be "rms" or "sgd", got {self.method!r}')
 
 
+@torch.inference_mode(False)
 def dynamic(
     model: LanguageModel,
     split: Split,
@@ -83,6 +84,7 @@ def dynamic(
     return score(total, split, tokenizer)
 
 
+@torch.inference_mode(False)
 def tuned(
     model: LanguageModel,
     held_out: Split,
@@ -132,6 +134,7 @@ def dynamic_nats(
         yield nats
 
 
+@torch.inference_mode(False)
 def gradient_rms(
     model: LanguageModel, train: Split, segment: int = Dynamic.segment, *, progress: Progress | None = None
 ) -> list[Tensor]:
@@ -156,11 +159,9 @@ class _Reader:
     """A copy of a model that reads windows one behind the other, in float32 or float64, without dropout."""
 
     def __init__(self, model: LanguageModel) -> None:
-        # Inference tensors know no gradients, whatever the mode in which they are copied.
-        with torch.inference_mode(False):
-            self._model = copy.deepcopy(model).eval().requires_grad_()
-            if self._model.zero_state(1).h.dtype in (torch.bfloat16, torch.float16):
-                self._model.float()
+        self._model = copy.deepcopy(model).eval().requires_grad_()
+        if self._model.zero_state(1).h.dtype in (torch.bfloat16, torch.float16):
+            self._model.float()
         self.weights = list(self._model.parameters())
         self.restart()
 
@@ -170,7 +171,7 @@ class _Reader:
 
     def read(self, window: Window) -> tuple[NDArray[np.float64], tuple[Tensor, ...]]:
         """Nats of the window's scored tokens and the gradient of their mean; no gradient where there are none."""
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.enable_grad():
             logits, state = self._model(window.inputs, self._state, resets=window.resets)
             nats = token_nats(logits, window.targets, window.scored)
             gradients = torch.autograd.grad(nats.mean(), self.weights) if nats.numel() else ()

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from .beginning import ENCODED
 from .checkpoint import Run, load
 from .config import TrainConfig
 from .corpus import Corpus, Split, read_corpus
@@ -131,8 +132,15 @@ class _Subject:
             return f"{self._run.directory} does not say what it was trained on"
         try:
             config = TrainConfig.from_dict(record["config"])
-            corpus = read_corpus(config.files, split=config.split, val=config.val, tokenizer=self._run.tokenizer)
-        except (ValueError, TypeError) as error:
+            corpus = read_corpus(
+                config.files,
+                split=config.split,
+                val=config.val,
+                tokenizer=self._run.tokenizer,
+                separator=config.document_separator or "",
+                cache=self._run.directory.parent.parent / ENCODED,
+            )
+        except (ValueError, TypeError, OSError) as error:
             return f"the text of the run can't be read ({error})"
         if corpus.sha256 != record["sha256"]:
             return f"{', '.join(config.files) or 'the built-in text'} has changed since the run was made"
