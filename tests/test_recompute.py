@@ -176,6 +176,22 @@ def test_training_keeps_the_input_and_six_values_for_each_unit_of_each_layer(
     assert floats_for_each_token(saved, model, kind) == expected
 
 
+@kinds
+@kernels
+def test_a_trace_keeps_no_more_than_training(kernel: str, kind: str, for_input: int) -> None:
+    model = MultiLayerLSTM(WIDTH, HIDDEN, LAYERS, output_dim=None, backend=kernel)
+
+    def held(steps: int) -> int:
+        x = batch(kind, steps)
+        with Made() as made:
+            trace = model.trace(x)
+        made.storages.pop(x.untyped_storage()._cdata, None)
+        assert trace.output.requires_grad
+        return made.alive()
+
+    assert floats_for_each_token(held) == for_input + 6 * HIDDEN * LAYERS
+
+
 @outputs
 @kinds
 @kernels

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -68,15 +68,14 @@ class LayerTrace:
 
 def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradients, ...]:
     """`LayerTrace.gradients` of several layers in one backward pass."""
-    inputs = [[pre] if isinstance(pre := trace._scanned.pre, Tensor) else list(pre) for trace in layers]
-    wanted = [tensor for trace, pre in zip(layers, inputs, strict=True) for tensor in (trace.h, trace.c, *pre)]
     if any(trace._compiled for trace in layers):
         # Its outputs hang side by side on one node: what reaches h through c and later steps would be missing.
         raise RuntimeError(
             "this trace was taken by a compiled call, whose graph cannot be entered; take it with the module itself, "
             "model.trace(...), outside torch.compile"
         )
-    if not all(tensor.requires_grad for tensor in wanted):
+    wanted = [(trace.h, trace.c, trace._scanned.pre) for trace in layers]
+    if any(pre is None or not (h.requires_grad and c.requires_grad) for h, c, pre in wanted):
         raise RuntimeError(
             "this trace was taken without gradients: under torch.no_grad(), or with an input, input weights and biases "
             "none of which requires them; take it outside torch.no_grad(), and with frozen weights write "
@@ -84,30 +83,29 @@ def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradient
         )
     if loss.numel() != 1:
         raise ValueError(f"loss is {list(loss.shape)}, expected a scalar: loss.sum() or loss.mean()")
+    inputs: list[Any] = [value for layer in wanted for value in layer if value is not None]
     grads: Sequence[Tensor | None] = [None]
     if loss.requires_grad:
-        grads = torch.autograd.grad(loss, wanted, retain_graph=True, allow_unused=True)
+        grads = torch.autograd.grad(loss, inputs, retain_graph=True, allow_unused=True)
     if all(grad is None for grad in grads):
         raise RuntimeError(
             "loss does not depend on this trace; compute it from what the trace holds (its output, state, h, c or "
             "gates): another call of the model, even on the same x, is another computation"
         )
-    found = iter(torch.zeros_like(w) if grad is None else grad for w, grad in zip(wanted, grads, strict=True))
-    return tuple(
-        _totals(trace, next(found), next(found), [next(found) for _ in pre])
-        for trace, pre in zip(layers, inputs, strict=True)
-    )
+    return tuple(_totals(trace, *grads[3 * k : 3 * k + 3]) for k, trace in enumerate(layers))
 
 
 @torch.no_grad()
-def _totals(trace: LayerTrace, grad_h: Tensor, grad_c: Tensor, grad_pre: list[Tensor]) -> LayerGradients:
+def _totals(trace: LayerTrace, grad_h: Tensor | None, grad_c: Tensor | None, grad_pre: Tensor | None) -> LayerGradients:
     scanned = trace._scanned
-    if isinstance(scanned.pre, Tensor):
-        (by_step,) = grad_pre
-    else:
-        by_step = torch.stack(grad_pre) if grad_pre else torch.zeros_like(scanned.gates.transpose(0, 1))
     dh, dc, dpre = recurrence.total_gradients(
-        scanned, grad_h, grad_c, by_step, trace._w_h, trace._resets, trace._lengths
+        scanned,
+        torch.zeros_like(scanned.h) if grad_h is None else grad_h,
+        torch.zeros_like(scanned.c) if grad_c is None else grad_c,
+        torch.zeros_like(scanned.gates.transpose(0, 1)) if grad_pre is None else grad_pre,
+        trace._w_h,
+        trace._resets,
+        trace._lengths,
     )
     return LayerGradients(dh, dc, *dpre.unbind(2))
 

@@ -6,12 +6,12 @@ The transpose lives here and nowhere else.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from . import cpu, portable, products, reference
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
@@ -35,15 +35,15 @@ __all__ = [
 class Scanned(NamedTuple):
     """Everything one layer computed over a sequence.
 
-    `h`, `c` [B, T, H] and `gates` [B, T, 4, H] (i, f, g, o, activated) are what the caller sees; `pre` is the input's
-    share of the pre-activations, whose gradient is the total one: one tensor [T, B, 4, H], or with the reference T
-    tensors [B, 4, H].
+    `h`, `c` [B, T, H] and `gates` [B, T, 4, H] (i, f, g, o, activated) are what the caller sees; `pre` is where the
+    gradient of the input's share of the pre-activations, [T, B, 4, H], passes: the total one. It is None where none
+    does, and in compiled graphs. The tensor itself is not kept: its memory is the backward pass's.
     """
 
     h: Tensor
     c: Tensor
     gates: Tensor
-    pre: Tensor | tuple[Tensor, ...]
+    pre: GradientEdge | None
 
 
 def scan(
@@ -68,16 +68,17 @@ def scan(
     chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict))
     x, lengths = _checked(x, lengths, w_x.shape[0])
     resets = None if resets is None else resets.t()
-    pre: Tensor | tuple[Tensor, ...]
     if chosen == "reference":
-        pre = tuple(_inputs_step_by_step(x, w_x, bias, w_h.dtype))
+        pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype)
         with full_precision(w_h):
             h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths)
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype, native=chosen == "cpu", strict=strict)
         run = cpu.scan if chosen == "cpu" else portable.scan
         h, c, gates = run(pre, w_h, h0, c0, resets, lengths)
-    return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), pre)
+    followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    edge = get_gradient_edge(pre) if followed else None
+    return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), edge)
 
 
 def states(
@@ -175,14 +176,14 @@ def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, native:
     return product.reshape(steps, rows, 4, hidden)
 
 
-def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Iterator[Tensor]:
-    """The same, one step at a time, [B, 4, H].
+def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """The same, one step at a time.
 
     A product's bits depend on its row count, so this is what makes a sequence give the same bits wherever it is split.
     """
-    for t in range(x.shape[1]):
-        x_t = x[:, t]
-        if x.dim() == 2:
-            yield (w_x + bias)[x_t]
-        else:
-            yield torch.addmm(bias.flatten(), x_t, w_x.flatten(1)).to(dtype).unflatten(-1, w_x.shape[1:])
+    if x.dim() == 2:
+        return (w_x + bias)[x.t()]
+    steps = [torch.addmm(bias.flatten(), x_t, w_x.flatten(1)).to(dtype) for x_t in x.unbind(1)]
+    # Without steps it hangs on the graph all the same: a loss over nothing has a backward pass too.
+    pre = torch.stack(steps) if steps else x.new_zeros(0, x.shape[0], 1) + bias.flatten()
+    return pre.unflatten(-1, w_x.shape[1:])
