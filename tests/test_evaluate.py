@@ -10,9 +10,10 @@ import torch
 
 from unrolled import evaluate as front
 from unrolled.corpus import Split
-from unrolled.evaluate import Evaluation, blocks, evaluate, stateful
+from unrolled.evaluate import Bars, Counts, Evaluation, blocks, evaluate, part, positions, stateful, windows
 from unrolled.loss import bits_per_byte, perplexity
 from unrolled.model import LanguageModel, ModelConfig
+from unrolled.ngram import NGram
 from unrolled.tokens import ByteTokenizer, CharTokenizer
 
 TOKENIZER = CharTokenizer("abcdeé")
@@ -149,6 +150,88 @@ def test_float32_agrees_with_float64() -> None:
     for name in ("stateful", "blocks"):
         assert rounded[name]["nats"] != exact[name]["nats"]
         assert rounded[name]["nats"] == pytest.approx(exact[name]["nats"], rel=1e-5)
+
+
+@pytest.mark.parametrize("text", CASES.values(), ids=CASES.keys())
+@pytest.mark.parametrize("block", [1, 8, 100])
+def test_the_curve_is_the_mean_of_each_place(text: Split, block: int) -> None:
+    subject, sums, tokens = model(), np.zeros((2, block)), np.zeros(block, int)
+    ends = [*text.starts[1:], len(text)]
+    for begin, end in zip(text.starts, ends, strict=True):
+        for target in range(begin + 1, end):
+            place = (target - 1 - begin) % block
+            tokens[place] += 1
+            for kind, first in enumerate((begin, target - 1 - place)):
+                logits, _ = subject(torch.from_numpy(text.ids[first:target].astype(np.int64))[None])
+                sums[kind, place] -= logits[0, -1].log_softmax(0)[int(text.ids[target])].item()
+    curve = positions(subject, text, TOKENIZER, block=block)
+    np.testing.assert_array_equal(curve.tokens, tokens)
+    warm, cold = np.divide(sums, tokens, where=tokens > 0, out=np.full((2, block), np.nan))
+    np.testing.assert_allclose(curve.warm, warm, rtol=1e-10)
+    np.testing.assert_allclose(curve.cold, cold, rtol=1e-10)
+
+
+def test_the_curve_adds_up_to_the_scores() -> None:
+    subject, text = model(), CASES["documents"]
+    curve, both = positions(subject, text, TOKENIZER, block=8), evaluate(subject, text, TOKENIZER, block=8)
+    there = curve.tokens > 0
+    for kind, score in ((curve.warm, both.stateful), (curve.cold, both.blocks)):
+        assert kind[there] @ curve.tokens[there] / score.tokens == pytest.approx(score.nats, rel=1e-12)
+
+
+def test_bars_are_the_n_grams_on_the_same_tokens() -> None:
+    train, text = split(400, 90, 91), CASES["documents"]
+    bars = evaluate(model(), text, TOKENIZER, counts=Counts.of(train, TOKENIZER, order=3)).bars
+    assert isinstance(bars, Bars)
+    assert (bars.order, bars.counted, bars.tokens) == (3, 400, 400)
+    for score, order in ((bars.unigram, 1), (bars.ngram, 3)):
+        total = NGram.fit(train, TOKENIZER.size, order).nats(text)
+        assert score.nats == total / 63
+        assert score.bits_per_byte == bits_per_byte(total, text.bytes_scored(TOKENIZER))
+        assert score.tokens == 63
+    assert evaluate(model(), text, TOKENIZER).bars is None
+
+
+def test_of_a_long_training_text_the_end_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["unrolled.evaluate"], "COUNTED_TOKENS", 150)
+    train, text = split(400, 90, 300), CASES["one document"]
+    counts = Counts.of(train, TOKENIZER)
+    assert (counts.counted, counts.tokens, counts.ngram.order) == (150, 400, 5)
+    end = Split(train.ids[250:], np.array([0, 50]))
+    assert counts.bars(text, TOKENIZER).ngram.nats == NGram.fit(end, TOKENIZER.size).nats(text) / 69
+
+
+@pytest.mark.parametrize("length", [1, 7, 17, 100])
+def test_windows_are_the_whole_split_one_behind_the_other(length: int) -> None:
+    text = CASES["documents"]
+    found = list(windows(text, length, torch.device("cpu")))
+    assert torch.cat([window.inputs[0] for window in found]).tolist() == text.ids[:-1].tolist()
+    assert torch.cat([window.targets[0] for window in found]).tolist() == text.ids[1:].tolist()
+    nothing = [torch.zeros_like(window.inputs[0], dtype=torch.bool) for window in found]
+    resets, crossings = (
+        torch.cat([zeros if mask is None else mask[0] for zeros, mask in zip(nothing, masks, strict=True)])
+        for masks in (
+            [window.resets for window in found],
+            [None if window.scored is None else ~window.scored for window in found],
+        )
+    )
+    assert resets.nonzero()[:, 0].tolist() == [start for start in text.starts if start < 69]
+    assert crossings.nonzero()[:, 0].tolist() == [start - 1 for start in text.starts if start]
+
+
+def test_a_part_keeps_its_documents() -> None:
+    text = CASES["documents"]  # 0, 1, 17, 18, 33, 64 and 69 of 70
+    for begin, end, starts in ((0, 70, [0, 1, 17, 18, 33, 64, 69]), (17, 34, [0, 1, 16]), (19, 33, [0])):
+        some = part(text, begin, end)
+        np.testing.assert_array_equal(some.ids, text.ids[begin:end])
+        assert some.starts.tolist() == starts
+
+
+def test_progress_reaches_the_number_of_scored_tokens() -> None:
+    told: list[tuple[str, int, int]] = []
+    evaluate(model(), CASES["documents"], TOKENIZER, block=8, progress=lambda *said: told.append(said))
+    assert list(dict.fromkeys(what for what, *_ in told)) == ["stateful", "blocks"]
+    assert [(done, of) for what, done, of in told if done == of] == [(63, 63), (63, 63)]
 
 
 def test_refusals() -> None:
