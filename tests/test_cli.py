@@ -119,7 +119,7 @@ def test_help_does_without_torch():
         (["generate", "RUN", "--promt", "a"], r"Unknown option: --promt\. Did you mean --prompt\?"),
         (["train", "--layers", "two"], r'Invalid value for --layers: unable to convert "two" into int'),
         (["train", "--split", "0.9,x"], r"Invalid value for --split: write shares with commas between them.*0\.9,x"),
-        (["train", "--tokens", "bpe"], r'Invalid value "bpe" for --tokens\. Choose from: "byte", "char"'),
+        (["train", "--tokens", "word"], r'Invalid value "word" for --tokens\. Choose from: "byte", "char", "bpe"'),
         (["eval"], r'Command "eval" parameter RUN requires an argument'),
     ],
 )
@@ -296,6 +296,7 @@ def test_no_flags_are_the_defaults(configured, text_file):
     assert configured(text_file, "--lanes", "4") == dataclasses.replace(
         TrainConfig(files=(text_file,), lanes=4).resolved(len(TEXT) * 9 // 10 // 4 // 64),
         device=configured(text_file, "--lanes", "4").device,
+        tokens="byte",
     )
 
 

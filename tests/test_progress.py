@@ -4,7 +4,6 @@ import os
 import re
 import signal
 import sys
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from rich.console import Console
 from unrolled import progress
 from unrolled.config import TrainConfig
 from unrolled.corpus import read_corpus
+from unrolled.evaluate import Score
 from unrolled.progress import invocation, look_inside, run
 from unrolled.train import Finished, StepDone, Trainer
 
@@ -42,7 +42,7 @@ def console(**options):
 
 
 def screen(trainer, to):
-    return progress._Screen(to, trainer, lambda: False)
+    return progress._Screen(to, trainer, lambda: None)
 
 
 def step(number, steps=100, loss=1.0, bits=1.7):
@@ -165,40 +165,13 @@ def test_a_text_of_a_few_tokens_is_shown_whole(trainer):
     assert shown == one.corpus.tokenizer.decode(one.corpus.val.ids)
 
 
-# Ctrl-C
-
-
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for a process alone")
-def test_the_first_ctrl_c_stops_and_the_second_breaks_off():
-    calls, before = [], signal.getsignal(signal.SIGINT)
-    with progress._stopped_by_ctrl_c(lambda: calls.append(1)) as stopping:
-        assert not stopping()
-        signal.raise_signal(signal.SIGINT)
-        assert stopping()
-        assert calls == [1]
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-    assert calls == [1]
-
-
-def test_in_another_thread_signals_are_left_alone():
-    before, seen = signal.getsignal(signal.SIGINT), []
-
-    def elsewhere():
-        with progress._stopped_by_ctrl_c(lambda: None) as stopping:
-            seen.append((signal.getsignal(signal.SIGINT), stopping()))
-
-    thread = threading.Thread(target=elsewhere)
-    thread.start()
-    thread.join()
-    assert seen == [(before, False)]
+# The end
 
 
 def test_an_interrupted_run_says_how_to_go_on(trainer, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["not the program"])
     one, to = trainer(), console()
-    shown = progress._Screen(to, one, lambda: True)
+    shown = progress._Screen(to, one, lambda: 2)
     shown.show(step(2))
     shown.show(step(3))
     shown.show(Finished(3, 100, 0, Path("a run"), True, None))
@@ -207,6 +180,36 @@ def test_an_interrupted_run_says_how_to_go_on(trainer, monkeypatch):
     assert to.file.getvalue().count("stopping: ") == 1
     assert stopped == "Stopped at step 3 of 100, saved. To go on:"
     assert command.endswith(f"-m unrolled train --config '{Path('a run/config.toml')}'")
+
+
+def test_an_early_end_says_so_and_which_step_was_best(trainer):
+    one, to = trainer(patience=2), console(width=200)
+    best = Score(1.5, 2.25, 4.48, 1000)
+    screen(one, to).show(Finished(30, 100, 0, Path("run"), False, None, best=best, best_step=10, early=True))
+    text = to.file.getvalue()
+    assert "ended early, at step 30 of 100: 2 scores in a row were no better; go on with a larger --patience\n" in text
+    assert f"the best score was that of step 10, 2.250 bits/byte; its model is {Path('run/best')}\n" in text
+    last = console(width=200)
+    screen(one, last).show(Finished(30, 30, 0, Path("run"), False, None, best=best, best_step=30))
+    assert "early" not in last.file.getvalue()
+    assert "best" not in last.file.getvalue()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_with_its_own_code(trainer, number):
+    one, to = trainer(steps=1000), console()
+    steps = one._learner.step
+
+    def step(count):
+        if count == 3:
+            signal.raise_signal(number)
+        return steps(count)
+
+    one._learner.step = step
+    assert run(one, to) == 128 + number
+    assert "stopping: this step is saved first" in to.file.getvalue()
+    assert "Stopped at step 4 of 1000, saved." in to.file.getvalue()
 
 
 # The command that starts it again

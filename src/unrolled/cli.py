@@ -39,8 +39,8 @@ def _version() -> str:
 def _config_file(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
     """The values of the file that `--config` names, for the flags that were not given."""
     given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
-    if len(lengths := sorted(_LENGTHS & given.keys())) > 1:
-        raise ConfigError(f"{' and '.join(lengths)} all say how long to train; give one")
+    if {"--steps", "--minutes"} <= given.keys():  # in a file they stand together: minutes, and what they came to
+        raise ConfigError("--steps and --minutes both say how long to train; give one")
     if "--config" in given:
         values = TrainConfig.load(given["--config"]).as_dict()
         del values["files"]  # no flag: `train` sees to them

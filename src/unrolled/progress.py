@@ -7,17 +7,14 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import textwrap
-import threading
 import time
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 
 import torch
 from rich.console import Console, RenderableType
@@ -26,8 +23,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from .model import evaluating
+from .model import LanguageModel, evaluating
 from .score_table import score_table
+from .signals import stopped_by_signals
 from .trace import Picture, picture
 from .train import Evaluated, Event, Finished, SaveFailed, Started, StepDone, TrainConfig, Trainer
 
@@ -39,11 +37,17 @@ _SENTENCE = re.compile(r"(?<=[.!?\n]\s)[A-Z\"'“][^.!?]{50,150}[.!?]")
 _FALLBACK_CHARACTERS = 120
 
 
-def run(trainer: Trainer, console: Console) -> None:
-    """Train to the end, or to the end of the step in which Ctrl-C came, and show it as it goes."""
-    with _stopped_by_ctrl_c(trainer.stop) as stopping, _Screen(console, trainer, stopping) as screen:
+def run(trainer: Trainer, console: Console) -> int:
+    """Train to the end, or to the end of the step in which Ctrl-C or SIGTERM came, and show it as it goes.
+
+    Returns what the process is to exit with: 0, or 128 and the number of the signal that interrupted the run.
+    """
+    event: Event | None = None
+    with stopped_by_signals(trainer.stop) as signalled, _Screen(console, trainer, signalled) as screen:
         for event in trainer.run():
             screen.show(event)
+    interrupted = isinstance(event, Finished) and event.interrupted
+    return 128 + number if interrupted and (number := signalled()) is not None else 0
 
 
 def look_inside(trainer: Trainer) -> Picture:
@@ -79,8 +83,8 @@ def _sentence(symbols: Sequence[str]) -> tuple[int, int]:
 class _Screen:
     """Shows events on `console`: on a terminal one line that changes, elsewhere a line every few seconds."""
 
-    def __init__(self, console: Console, trainer: Trainer, stopping: Callable[[], bool]) -> None:
-        self._console, self._trainer, self._stopping = console, trainer, stopping
+    def __init__(self, console: Console, trainer: Trainer, signalled: Callable[[], int | None]) -> None:
+        self._console, self._trainer, self._signalled = console, trainer, signalled
         self._quiet = trainer.config.quiet
         self._live = Live(console=console, auto_refresh=False, transient=True)
         self._unit = "bits/char" if trainer.corpus.tokenizer.name == "char" else "bits/byte"
@@ -97,9 +101,9 @@ class _Screen:
         self._live.stop()
 
     def show(self, event: Event) -> None:
-        if self._stopping() and not self._told:
+        if self._signalled() is not None and not self._told:
             self._told = True
-            self._print("stopping: this step is saved first; Ctrl-C again stops at once")
+            self._print("stopping: this step is saved first; the same signal again stops at once")
         match event:
             case Started():
                 for note in self._trainer.corpus.notes:
@@ -155,16 +159,20 @@ class _Screen:
             self._console.print(f"Stopped at step {event.step} of {event.steps}, saved. To go on:", soft_wrap=True)
             self._command("train", "--config", str(event.directory / "config.toml"))
             return
-        inside = look_inside(self._trainer)
-        self._print("")
-        self._print(inside)
-        self._print("")
-        self._console.print(f"{event.step} steps, the model is in {event.directory}", soft_wrap=True)
+        begins = ""
+        if isinstance(self._trainer.model, LanguageModel):
+            inside = look_inside(self._trainer)
+            begins = "".join(column.text for column in inside.columns)
+            self._print("")
+            self._print(inside)
+            self._print("")
+        for line in _outcome(event, config):
+            self._console.print(line, soft_wrap=True, markup=False)
         if event.evaluation is not None:
             self._console.print(score_table(event.evaluation), soft_wrap=True)
         if not self._quiet:
             self._console.print("\nNext:")
-            for command in _next(event, config, "".join(column.text for column in inside.columns)):
+            for command in _next(event, config, begins):
                 self._command(*command)
 
     def _command(self, *arguments: str) -> None:
@@ -181,6 +189,20 @@ def _opening(event: Started) -> str:
         f"{config.steps} steps of {config.lanes} x {config.window} tokens, "
         f"{(config.steps or 0) / event.windows_per_epoch:.3g} times through the text{goes_on}"
     )
+
+
+def _outcome(event: Finished, config: TrainConfig) -> Iterator[str]:
+    if event.early:
+        yield (
+            f"ended early, at step {event.step} of {event.steps}: {config.patience} scores in a row were no better; go "
+            "on with a larger --patience"
+        )
+    yield f"{event.step} steps, the model is in {event.directory}"
+    if event.best is not None and event.best_step < event.step:
+        yield (
+            f"the best score was that of step {event.best_step}, {event.best.bits_per_byte:.3f} bits/byte; its model "
+            f"is {event.directory / 'best'}"
+        )
 
 
 def _not_saved(event: SaveFailed) -> str:
@@ -228,24 +250,3 @@ def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-@contextmanager
-def _stopped_by_ctrl_c(stop: Callable[[], None]) -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C calls `stop`, and the second raises KeyboardInterrupt; yields whether one has come."""
-    stopping = threading.Event()
-
-    def first(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        stopping.set()
-        stop()
-
-    # Only the main thread may handle signals; a run in another one is stopped by whoever started it.
-    if threading.current_thread() is not threading.main_thread():
-        yield stopping.is_set
-        return
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield stopping.is_set
-    finally:
-        signal.signal(signal.SIGINT, before or signal.default_int_handler)
