@@ -21,7 +21,7 @@ from stacks import closed_stack
 from torch import Tensor
 
 from unrolled import CharTokenizer, LanguageModel, ModelConfig, Tokenizer, generate
-from unrolled.generate import sample
+from unrolled.samplers import Sampler, Sampling, exponentials, uniforms
 
 HIDDEN, LAYERS, EMBEDDING = 512, 2, 64
 TEMPERATURE, SEED = 1.0, 0
@@ -113,13 +113,24 @@ def onnx_steps(model: LanguageModel) -> Callable[[], Step]:
     return begin
 
 
+def drawing(vocabulary: int, temperature: float) -> Callable[[Tensor], int]:
+    """The sampler of `unrolled.generate`, with the same numbers."""
+    sampler = Sampler(Sampling(temperature), vocabulary, uniforms(SEED, 0))
+
+    def draw(logits: Tensor) -> int:
+        values = logits.double().numpy()
+        return sampler.choose(values, exponentials(values)[1])
+
+    return draw
+
+
 @torch.no_grad()
 def loop(begin: Callable[[], Step], tokenizer: Tokenizer, tokens: int, temperature: float) -> str:
     """What people write today: one step, one draw, one character, and again."""
-    step, generator, decoder = begin(), torch.Generator().manual_seed(SEED), tokenizer.decoder()
+    step, draw, decoder = begin(), drawing(tokenizer.size, temperature), tokenizer.decoder()
     token, text = int(tokenizer.encode("\n")[0]), ""
     for _ in range(tokens):
-        token = sample(step(token), temperature=temperature, generator=generator)
+        token = draw(step(token))
         text += decoder.push(token)
     return text + decoder.finish()
 
@@ -154,11 +165,11 @@ def compare(
     """The page's lines, and the time that each takes for `tokens` tokens."""
     writing = writers(run)
     demand_one_text(writing)
-    logits, generator = torch.randn(run.tokenizer.size), torch.Generator().manual_seed(SEED)
+    logits, draw = torch.randn(run.tokenizer.size), drawing(run.tokenizer.size, TEMPERATURE)
 
     def sampler() -> None:
         for _ in range(tokens):
-            sample(logits, temperature=TEMPERATURE, generator=generator)
+            draw(logits)
 
     runs: dict[str, Callable[[], Any]] = {
         name: (lambda write=write: write(tokens, TEMPERATURE)) for name, write in writing.items()
