@@ -248,10 +248,10 @@ class TrainConfig:
             return cls.from_dict(tomllib.loads(Path(path).read_text(encoding="utf-8")))
         except OSError as error:
             raise ConfigError(f"{path} can't be read: {error.strerror}") from None
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise ConfigError(f"{path} is not TOML: {error}") from None
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or too deep or too long a number for it
+            raise ConfigError(f"{path} is not TOML: {error}") from None
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
