@@ -1,7 +1,14 @@
 """Runs taken up again: as if nothing had happened, or refused with what to do instead."""
 
 import dataclasses
+import json
 import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +16,7 @@ import pytest
 import torch
 from small_runs import TALE, log, only, run, small, sums
 
+import unrolled
 from unrolled.checkpoint import CheckpointError, Training, latest, load, load_training, save_step
 from unrolled.config import ConfigError
 from unrolled.train import Evaluated, Finished, Saved, Started, StepDone, TrainConfig, Trainer
@@ -28,12 +36,28 @@ def test_the_resolved_config_can_be_passed_back(config: TrainConfig, tmp_path: P
     assert run(dataclasses.replace(read, resume=True))[-1].began == read.steps
 
 
-@pytest.mark.parametrize("stop_at", [1, 10, 17, 49, 50, 57])
-def test_stopped_and_taken_up_is_the_undisturbed_run(config: TrainConfig, tmp_path: Path, stop_at: int) -> None:
-    """Mid-epoch, after an evaluation, at an epoch's last step and first, in the second epoch; with dropout."""
-    config = dataclasses.replace(config, steps=60, eval_every=20, save_every=25)
-    whole = run(dataclasses.replace(config, out=str(tmp_path / "whole")))
-    assert whole[0].windows_per_epoch == 50
+# Steps of a run of 60 with 50 windows an epoch, scores each 20 and saves each 25: the first and the last but one, those
+# around scores, saves and the epoch's end, and some in the midst.
+POINTS = (1, 2, 7, 10, 11, 17, 19, 20, 21, 24, 25, 26, 33, 39, 40, 41, 49, 50, 51, 59)
+ALL_AT_ONCE = {"steps": 60, "eval_every": 20, "save_every": 25, "accumulate": 3, "patience": 5, "embedding": 5}
+ALL_AT_ONCE |= {"embedding_dropout": 0.1}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TrainConfig, list[Any]]]:
+    """An undisturbed run: dropout, lots of lanes of different sizes, early stopping."""
+    directory = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        config = dataclasses.replace(small(directory, patch), **ALL_AT_ONCE)
+        yield config, run(config)
+
+
+@pytest.mark.parametrize("stop_at", POINTS)
+def test_stopped_and_taken_up_is_the_undisturbed_run(
+    config: TrainConfig, whole: tuple[TrainConfig, list[Any]], tmp_path: Path, stop_at: int
+) -> None:
+    undisturbed, events = whole
+    config = dataclasses.replace(undisturbed, out=str(tmp_path / "run"))
     first = run(config, stop_at)
     assert first[-1].interrupted
     assert first[-1].evaluation is None
@@ -42,14 +66,68 @@ def test_stopped_and_taken_up_is_the_undisturbed_run(config: TrainConfig, tmp_pa
     torch.rand(stop_at)
     rest = run(config)
     assert (rest[0].step, rest[-1].began, rest[-1].interrupted) == (stop_at, stop_at, False)
-    assert sums(tmp_path / "run" / "step-00000060") == sums(tmp_path / "whole" / "step-00000060")
+    assert sums(tmp_path / "run" / "step-00000060") == sums(Path(undisturbed.out or "") / "step-00000060")
+    assert (tmp_path / "run" / "best").read_bytes() == (Path(undisturbed.out or "") / "best").read_bytes()
     numbers = [(event.step, event.loss, event.grad_norm, event.lr) for event in only(first + rest, StepDone)]
-    assert numbers == [(event.step, event.loss, event.grad_norm, event.lr) for event in only(whole, StepDone)]
-    assert only(first + rest, Evaluated) == only(whole, Evaluated)
-    assert rest[-1].evaluation == whole[-1].evaluation
-    for event, key in (("step", "loss"), ("evaluated", "sample"), ("evaluated", "score")):
-        mine, theirs = (log(tmp_path / name, event) for name in ("run", "whole"))
-        assert [(line["step"], line[key]) for line in mine] == [(line["step"], line[key]) for line in theirs]
+    assert numbers == [(event.step, event.loss, event.grad_norm, event.lr) for event in only(events, StepDone)]
+    assert only(first + rest, Evaluated) == only(events, Evaluated)
+    assert (rest[-1].evaluation, rest[-1].best, rest[-1].best_step) == (
+        events[-1].evaluation,
+        events[-1].best,
+        events[-1].best_step,
+    )
+    assert told(tmp_path / "run", stop_at) == told(Path(undisturbed.out or ""), stop_at)
+
+
+def told(directory: Path, stop_at: int) -> list[dict[str, Any]]:
+    """The log's lines without times, and without those in which an interruption at this step shows itself."""
+    lines = [json.loads(line) for line in (directory / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    for line in lines:
+        for name in ("tokens_per_second", "seconds_left"):
+            line.pop(name, None)
+    return [line for line in lines if line["event"] != "started" and line != saved_at(stop_at)]
+
+
+def saved_at(step: int) -> dict[str, Any]:
+    return {"event": "saved", "step": step, "directory": f"step-{step:08d}"}
+
+
+def test_the_undisturbed_run_has_what_the_interruptions_are_about(whole: tuple[TrainConfig, list[Any]]) -> None:
+    config, events = whole
+    assert len(POINTS) == 20
+    assert (events[0].windows_per_epoch, events[-1].step, events[-1].early) == (50, 60, False)
+    assert [event.step for event in only(events, Evaluated)] == [20, 40, 60]
+    assert {25, 50, 60} <= {event.step for event in only(events, Saved)}
+    assert config.lanes % config.accumulate, "lots of different sizes"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_process_that_was_ended_goes_on_as_if_nothing_had_happened(
+    config: TrainConfig, tmp_path: Path, number: signal.Signals
+) -> None:
+    """The library's own sample length, since the command line runs in processes of its own."""
+    config = dataclasses.replace(config, steps=400, eval_every=100, save_every=20, threads=1)
+    config.save(tmp_path / "run.toml")
+    command = [sys.executable, "-m", "unrolled", "train", "--config", str(tmp_path / "run.toml")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(unrolled.__file__).parents[1])}
+    whole = [*command, "--out", str(tmp_path / "whole")]
+    subprocess.run(whole, check=True, env=environment, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL)
+    while not (tmp_path / "run" / "step-00000040").is_dir():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    assert process.wait(60) == (128 + number if number == signal.SIGTERM else -number)
+    began = load(tmp_path / "run").training
+    assert began is not None
+    # Where the kill came before `latest` named step 40, the one before it is gone on from.
+    assert 20 <= began["step"] < 400
+    subprocess.run(command, check=True, env=environment, stdout=subprocess.DEVNULL)
+    assert sums(tmp_path / "run" / "step-00000400") == sums(tmp_path / "whole" / "step-00000400")
+    stopped = began["step"]
+    assert told(tmp_path / "run", stopped) == told(tmp_path / "whole", stopped)
 
 
 @pytest.mark.parametrize("changes", [{"state": "reset"}, {"ema": 0.0}, {"dtype": "bfloat16"}, {"embedding": 5}])
