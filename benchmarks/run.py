@@ -15,7 +15,7 @@ from pathlib import Path
 from page import add_write
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("recurrence", "trainer", "generation", "import_time")
+BENCHMARKS = ("recurrence", "trainer", "generation", "import_time", "text_memory")
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ NAMES = (
     "recurrence",
     "trainer",
     "generation",
+    "text_memory",
 )
 
 
@@ -332,9 +333,10 @@ class TestPage:
 
     def test_the_page_has_the_section_of_every_benchmark(self, bench):
         text = PAGE.read_text(encoding="utf-8")
-        for name in ("recurrence, training", "recurrence, inference", "trainer", "generation", "import_time"):
+        tables = ("recurrence, training", "recurrence, inference", "trainer", "generation")
+        for name in (*tables, "import_time", "text_memory"):
             bench.page.with_section(text, name, [])
-        assert text.count("<!-- made by: ") == 5
+        assert text.count("<!-- made by: ") == 6
 
 
 class TestRun:
@@ -359,3 +361,12 @@ class TestRun:
         with pytest.raises(SystemExit, match="2"):
             bench.recurrence.main()
         assert "leave --rows out" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="anonymous memory is read from /proc")
+@pytest.mark.parametrize("tokens", ["byte", "char"])
+def test_a_large_text_takes_no_more_memory_than_a_small_one(bench, tokens, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench.text_memory, "STEPS", 20)
+    small, large = bench.text_memory.measure(tokens, [4, 64], tmp_path)
+    assert max(large.megabytes) - max(small.megabytes) < 8
