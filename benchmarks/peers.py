@@ -210,15 +210,16 @@ def whole(model: MultiLayerLSTM) -> Contender:
 
 
 def stepper(model: MultiLayerLSTM, shape: Shape, precision: str) -> Contender:
-    """Our Stepper, once for each step of `x`. Raises BackendUnavailable where these weights need the native kernel."""
+    """Our Stepper: a step a call, or the steps of a sequence in one call, from the state that the call before left.
+
+    Raises BackendUnavailable where these weights need the native kernel.
+    """
     stepping = unrolled.Stepper(model, shape.batch, weights=precision)
-    outputs = torch.empty(shape.steps, shape.batch, shape.hidden).unbind()
-
-    def run(frames: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        for frame, output in zip(frames, outputs, strict=True):
-            stepping.step(frame, out=output)
-        return outputs
-
+    tolerance = TOLERANCES[precision]
+    if shape.steps > 1:
+        outputs = torch.empty(shape.batch, shape.steps, shape.hidden)
+        return Contender(lambda x: x, lambda x: stepping.steps(x, out=outputs), lambda h: h, tolerance)
+    output = torch.empty(shape.batch, shape.hidden)
     return Contender(
-        lambda x: x.transpose(0, 1).contiguous().unbind(), run, lambda h: torch.stack(h, 1), TOLERANCES[precision]
+        lambda x: x[:, 0].contiguous(), lambda x: stepping.step(x, out=output), lambda h: h[:, None], tolerance
     )

@@ -2,6 +2,7 @@
 #define UNROLLED_VNNI
 
 #include "step_int8.h"
+#include "steps.h"
 
 namespace unrolled {
 

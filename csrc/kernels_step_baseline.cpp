@@ -1,7 +1,7 @@
 #define UNROLLED_ISA baseline
 
-#include "step.h"
 #include "step_int8.h"
+#include "steps.h"
 
 namespace unrolled {
 

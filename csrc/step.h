@@ -8,16 +8,27 @@
 namespace unrolled {
 namespace UNROLLED_ISA {
 
+// Rows of a matrix, or of [batch, time, width] counted in the order of time: then `group` of them lie `row_stride` floats
+// apart, and the next ones `time_stride` further.
+template <typename Float>
+struct Rows {
+    Float* first;
+    int64_t row_stride, group, time_stride;
+
+    Float* at(int64_t row) const {
+        if (group == 0) return first + row * row_stride;
+        return first + row % group * row_stride + row / group * time_stride;
+    }
+};
+
 // The rows that a layer or a projection multiplies: x and h side by side, either of which may be empty.
 struct StepInputs {
-    const float* x;
-    const float* h;
+    Rows<const float> x, h;
     int64_t input, hidden;
     bool x_is_state;  // x is the h of the layer below
-
-    const float* x_row(int64_t row) const { return x + row * input; }
-    const float* h_row(int64_t row) const { return h + row * hidden; }
 };
+
+inline Rows<const float> matrix(const float* first, int64_t width) { return {first, width, 0, 0}; }
 
 // Where the columns of one vector of a panel lie in the weights, and how many of its lanes are in use.
 struct PanelColumns {
@@ -153,21 +164,22 @@ struct FloatFormat {
     }
 
     const StepInputs& inputs;
-    int64_t first_row;
+    int64_t panel_input, first_row;
 
-    FloatFormat(const StepInputs& given, Range rows, char*) : inputs(given), first_row(rows.begin) {}
+    FloatFormat(const StepInputs& given, const Packed& packed, Range rows, char*)
+        : inputs(given), panel_input(packed.input), first_row(rows.begin) {}
 
     template <int kRows, int kPanels>
     UNROLLED_INLINE void add(int64_t first, const char* panel, int64_t stride,
                              Vector (&sum)[kRows][kPanels * kPanel]) const {
         const float *x[kRows], *h[kRows];
         for (int r = 0; r < kRows; ++r) {
-            x[r] = inputs.x_row(first_row + first + r);
-            h[r] = inputs.h_row(first_row + first + r);
+            x[r] = inputs.x.at(first_row + first + r);
+            h[r] = inputs.h.at(first_row + first + r);
         }
         panel += Weights::kFront;
         accumulate<kRows, kPanels>(x, inputs.input, Weights::panels(panel, stride), sum);
-        panel += Weights::bytes(inputs.input);
+        panel += Weights::bytes(panel_input);
         accumulate<kRows, kPanels>(h, inputs.hidden, Weights::panels(panel, stride), sum);
     }
 };
@@ -193,14 +205,16 @@ struct LayerTarget {
 };
 
 struct ProjectionTarget {
-    const UnrolledStep& call;
+    Rows<float> out;
+    int64_t output;
 
     UNROLLED_INLINE Vector start(int64_t, int64_t, int v, const float* bias) const { return load(bias + v * kLanes); }
 
     UNROLLED_INLINE void finish(int64_t row, int64_t block, const Vector* sum) const {
         const int64_t column = block * kBlockColumns;
-        for (int v = 0; v < kPanel && column + v * kLanes < call.output; ++v) {
-            store_some(call.out + row * call.output + column + v * kLanes, sum[v], call.output - column - v * kLanes);
+        float* to = out.at(row) + column;
+        for (int v = 0; v < kPanel && column + v * kLanes < output; ++v) {
+            store_some(to + v * kLanes, sum[v], output - column - v * kLanes);
         }
     }
 };
@@ -241,21 +255,25 @@ struct StepTile {
     }
 };
 
+// The share of a slot: rows `share`.rows, panels `share`.blocks.
+struct StepShare {
+    Range rows, blocks;
+    bool backwards;  // whether the last panel comes first
+    char* scratch;
+};
+
 template <typename Format, typename Target>
-void step_product(const StepTask& task, int64_t slot, const StepInputs& inputs, const Packed& packed,
-                  const Target& target) {
-    const int64_t groups = task.grid.unit_groups;
-    const Range rows = part(task.call.rows, task.grid.row_groups, slot / groups);
-    const Range blocks = part(panel_blocks(packed), groups, slot % groups);
+void step_product(const StepShare& share, const StepInputs& inputs, const Packed& packed, const Target& target) {
+    const Range rows = share.rows, blocks = share.blocks;
     const int64_t block_bytes = Format::block_bytes(packed.input, packed.hidden);
     if (blocks.begin == blocks.end) return;
     for (int64_t row = rows.begin; row < rows.end; row += kStepRows) {
         const int64_t count = rows.end - row < kStepRows ? rows.end - row : kStepRows;
-        const Format format(inputs, {row, row + count}, task.scratch + slot * task.slot_bytes);
+        const Format format(inputs, packed, {row, row + count}, share.scratch);
         const bool paired = count <= kMaxPairedRows;
         const int64_t width = paired ? 2 : 1, turns = blocks_of(blocks.end - blocks.begin, width);
         for (int64_t turn = 0; turn < turns; ++turn) {
-            const int64_t block = blocks.begin + width * (task.backwards ? turns - 1 - turn : turn);
+            const int64_t block = blocks.begin + width * (share.backwards ? turns - 1 - turn : turn);
             const int64_t left = paired ? blocks.end - block : 1;
             for_each_tile(count,
                           StepTile<Format, Target>{format, target, packed.panels(), block_bytes, block, left, row});
@@ -263,19 +281,29 @@ void step_product(const StepTask& task, int64_t slot, const StepInputs& inputs, 
     }
 }
 
+inline StepShare share_of(const StepTask& task, int64_t slot, const Packed& packed) {
+    const int64_t groups = task.grid.unit_groups;
+    return {part(task.call.rows, task.grid.row_groups, slot / groups),
+            part(panel_blocks(packed), groups, slot % groups), task.backwards, task.scratch + slot * task.slot_bytes};
+}
+
 template <typename Format>
 void step_phase(const StepTask& task, int64_t phase, int64_t slot) {
     const UnrolledStep& call = task.call;
-    const int64_t state = call.rows * call.hidden;
+    const int64_t hidden = call.hidden, state = call.rows * hidden;
     const float* below = phase > 0 ? call.h_after + (phase - 1) * state : nullptr;
     if (phase == call.layers) {
-        const StepInputs inputs{nullptr, below, 0, call.hidden, false};
-        step_product<Format>(task, slot, inputs, *packed_at(call.packed_projection), ProjectionTarget{call});
+        const Packed& packed = *packed_at(call.packed_projection);
+        const StepInputs inputs{{}, matrix(below, hidden), 0, hidden, false};
+        const ProjectionTarget target{{call.out, call.output, 0, 0}, call.output};
+        step_product<Format>(share_of(task, slot, packed), inputs, packed, target);
     } else {
-        const float* h = call.h_before + phase * state;
-        const StepInputs inputs = phase == 0 ? StepInputs{call.x, h, call.input, call.hidden, false}
-                                             : StepInputs{below, h, call.hidden, call.hidden, true};
-        step_product<Format>(task, slot, inputs, *packed_at(call.packed[phase]), LayerTarget{call, phase});
+        const Packed& packed = *packed_at(call.packed[phase]);
+        const float* x = phase == 0 ? call.x : below;
+        const int64_t input = phase == 0 ? call.input : hidden;
+        const StepInputs inputs{matrix(x, input), matrix(call.h_before + phase * state, hidden), input, hidden,
+                                phase > 0};
+        step_product<Format>(share_of(task, slot, packed), inputs, packed, LayerTarget{call, phase});
     }
 }
 
@@ -296,11 +324,6 @@ void step_pack(const void* given, int64_t, int64_t slot) {
     for (int64_t block = share.begin; block < share.end; ++block) {
         Format::pack(task, block, task.packed->panels() + block * bytes);
     }
-}
-
-template <typename Format>
-constexpr StepKernel step_kernel() {
-    return {kLanes, step_pack<Format>, step<Format>};
 }
 
 }  // namespace UNROLLED_ISA

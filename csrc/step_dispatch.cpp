@@ -9,14 +9,19 @@ namespace unrolled {
 namespace {
 
 constexpr int64_t kMostLanes = 16, kMostColumns = 64, kLargestSize = int64_t{1} << 24, kMostThreads = 1 << 16;
+constexpr int64_t kMostStates = int64_t{1} << 40;
 // Sums of that many products of int8 stay within 32 bits.
 constexpr int64_t kMostInt8Depth = int64_t{1} << 17;
 // Rows from which on a thread has work enough with rows of its own: no waiting, and the weights pass by just as often.
 constexpr int64_t kOwnRows = 64, kFewestRows = 4;
 // Weights up to which each thread may read all of them, from a cache of its own.
 constexpr int64_t kOwnWeightBytes = 1 << 20;
+// Rows of a sequence whose share of x is made at a time: it stays in a second-level cache until it is used up.
+constexpr int64_t kChunkRows = kStepRows;
 // Bytes of weights times rows below which one thread is done before a second one has woken: about 4 us.
 constexpr int64_t kFewestBytes = 3 << 17;
+// The same of a layer's recurrent weights, where threads that already run wait for each other behind them.
+constexpr int64_t kFewestBytesBetween = 1 << 16;
 
 constexpr const char* kNoSuchWeights = "weights must be 0 (float32), 1 (bfloat16) or 2 (int8)";
 
@@ -103,32 +108,33 @@ const char* check_packed(const UnrolledStep& step, int64_t lanes) {
     return nullptr;
 }
 
-const char* check_input(const UnrolledStep& step) {
+const char* check_input(const UnrolledStep& step, int64_t steps) {
     if (step.ids == nullptr) {
         return step.input > 0 && step.x == nullptr ? "x must not be NULL where input is above 0" : nullptr;
     }
     if (step.input > 0) return "with ids, input must be 0";
     if (step.table == nullptr) return "table must not be NULL beside ids";
-    for (int64_t row = 0; row < step.rows; ++row) {
+    for (int64_t row = 0; row < step.rows * steps; ++row) {
         if (step.ids[row] < 0 || step.ids[row] >= step.vocabulary) return "an id is outside the table";
     }
     return nullptr;
 }
 
-const char* check_step(const UnrolledStep& step) {
+const char* check_step(const UnrolledStep& step, int64_t steps) {
     if (const char* wrong = check_sizes(step.weights, {step.input, step.hidden, step.output})) return wrong;
     if (step.layers < 0 || step.rows < 0 || step.vocabulary < 0) {
         return "layers, rows and vocabulary must not be negative";
     }
     if (step.layers == 0 || step.hidden == 0) return "layers and hidden must be at least 1";
-    if (step.rows > 0 && step.layers > (int64_t{1} << 40) / step.rows / step.hidden) {
+    if (step.rows > 0 && step.layers > kMostStates / step.rows / step.hidden) {
         return "layers x rows x hidden is beyond 2^40";
     }
-    if (step.rows == 0) return nullptr;
+    if (step.rows == 0 || steps == 0) return nullptr;
+    if (steps > kMostStates / step.rows) return "rows x steps is beyond 2^40";
     if (step.packed_projection && step.output > 0 && !step.out) return "out must not be NULL beside a projection";
     if (!step.h_before || !step.h_after || !step.c) return "h_before, h_after and c must not be NULL";
     if (step.h_before == step.h_after) return "h_after must be apart from h_before";
-    return check_input(step);
+    return check_input(step, steps);
 }
 
 int64_t slot_bytes(int32_t weights, int64_t rows, int64_t input, int64_t hidden) {
@@ -137,16 +143,54 @@ int64_t slot_bytes(int32_t weights, int64_t rows, int64_t input, int64_t hidden)
     return round_up(smaller(rows, kStepRows) * (depth + static_cast<int64_t>(sizeof(Int8Row))), 64);
 }
 
-Grid grid_for(const UnrolledStep& step, int64_t lanes, int64_t threads) {
+// Steps of a chunk.
+int64_t chunk_of(int64_t rows) { return rows < kChunkRows ? kChunkRows / (rows > 0 ? rows : 1) : 1; }
+
+// Floats of `pre`, `h` and `h_first`.
+int64_t chunk_floats(int64_t rows, int64_t hidden) {
+    return rows * chunk_of(rows) * (4 * round_up(hidden, kMostLanes) + hidden) + rows * hidden;
+}
+
+// How threads share rows and units where weights of `bytes` pass by and are worth several threads.
+Grid shared_grid(const UnrolledStep& step, int64_t lanes, int64_t threads, int64_t bytes) {
     const int64_t rows = step.rows, blocks = (step.hidden + lanes - 1) / lanes;
-    const int64_t upper = 4 * step.hidden * column_bytes(step.weights, step.hidden, step.hidden);
-    const int64_t bytes = 4 * step.hidden * column_bytes(step.weights, step.input, step.hidden) +
-                          (step.layers - 1) * upper + step.output * column_bytes(step.weights, 0, step.hidden);
-    if (bytes * rows < kFewestBytes) return {1, 1};
     const bool own = bytes <= kOwnWeightBytes && rows >= kFewestRows * threads;
     if (own || rows >= kOwnRows * threads || blocks == 1) return {smaller(threads, rows), 1};
     const int64_t unit_groups = smaller(threads, blocks);
     return {smaller(threads / unit_groups, (rows + kFewestRows - 1) / kFewestRows), unit_groups};
+}
+
+int64_t all_bytes(const UnrolledStep& step) {
+    const int64_t upper = 4 * step.hidden * column_bytes(step.weights, step.hidden, step.hidden);
+    return 4 * step.hidden * column_bytes(step.weights, step.input, step.hidden) + (step.layers - 1) * upper +
+           step.output * column_bytes(step.weights, 0, step.hidden);
+}
+
+Grid grid_for(const UnrolledStep& step, int64_t lanes, int64_t threads) {
+    const int64_t bytes = all_bytes(step);
+    if (bytes * step.rows < kFewestBytes) return {1, 1};
+    return shared_grid(step, lanes, threads, bytes);
+}
+
+Grid grid_for_steps(const UnrolledStep& step, int64_t steps, int64_t lanes, int64_t threads) {
+    if (all_bytes(step) * step.rows * steps < kFewestBytes) return {1, 1};
+    const int64_t recurrent = 4 * step.hidden * column_bytes(step.weights, 0, step.hidden);
+    const Grid grid = shared_grid(step, lanes, threads, recurrent);
+    return grid.unit_groups > 1 && recurrent * step.rows < kFewestBytesBetween ? Grid{1, 1} : grid;
+}
+
+constexpr const char* kNoScratch = "scratch is NULL or too small";
+
+char* aligned(void* scratch) {
+    return reinterpret_cast<char*>(round_up(static_cast<int64_t>(reinterpret_cast<intptr_t>(scratch)), 64));
+}
+
+const char* check_call(const UnrolledRun* run, const UnrolledStep* step, int64_t steps) {
+    if (const char* wrong = check_run(run)) return wrong;
+    if (step == nullptr) return "step is NULL";
+    if (steps < 0) return "steps must not be negative";
+    if (const char* wrong = check_step(*step, steps)) return wrong;
+    return check_packed(*step, kernel_of(name_of(*run), step->weights).lanes);
 }
 
 }  // namespace
@@ -190,23 +234,50 @@ const char* unrolled_step_pack_projection(const UnrolledRun* run, int32_t weight
     return pack(*run, header, {nullptr, nullptr, weight, bias, 1, hidden, run->threads}, packed);
 }
 
+int64_t unrolled_steps_scratch_bytes(int32_t weights, int64_t rows, int64_t input, int64_t hidden, int64_t threads) {
+    if (rows < 0 || rows > kMostStates) return -1;
+    const int64_t bytes = unrolled_step_scratch_bytes(weights, rows * chunk_of(rows), input, hidden, threads);
+    return bytes < 0 || (hidden > 0 && rows > kMostStates / hidden) ? -1 : bytes + chunk_floats(rows, hidden) * 4;
+}
+
 const char* unrolled_step(const UnrolledRun* run, const UnrolledStep* step) {
-    if (const char* wrong = check_run(run)) return wrong;
-    if (step == nullptr) return "step is NULL";
-    if (const char* wrong = check_step(*step)) return wrong;
-    const StepKernel& kernel = kernel_of(name_of(*run), step->weights);
-    if (const char* wrong = check_packed(*step, kernel.lanes)) return wrong;
+    if (const char* wrong = check_call(run, step, 1)) return wrong;
     if (step->rows == 0) return nullptr;
     const int64_t needed =
         unrolled_step_scratch_bytes(step->weights, step->rows, step->input, step->hidden, run->threads);
-    if (step->scratch == nullptr || step->scratch_bytes < needed) return "scratch is NULL or too small";
-    const auto scratch = round_up(static_cast<int64_t>(reinterpret_cast<intptr_t>(step->scratch)), 64);
+    if (step->scratch == nullptr || step->scratch_bytes < needed) return kNoScratch;
+    const StepKernel& kernel = kernel_of(name_of(*run), step->weights);
     // From step to step the caller's two states change places, and the direction with them: the panels that a layer
     // ended with are still in the cache.
     StepTask task{*step, grid_for(*step, kernel.lanes, run->threads), step->h_after < step->h_before,
-                  reinterpret_cast<char*>(static_cast<intptr_t>(scratch)),
-                  slot_bytes(step->weights, step->rows, step->input, step->hidden)};
+                  aligned(step->scratch), slot_bytes(step->weights, step->rows, step->input, step->hidden)};
     const int64_t phases = step->layers + (step->packed_projection != nullptr ? 1 : 0);
     run_phases(kernel.step, &task, task.grid.unit_groups > 1 ? phases : 1, task.grid.slots());
+    if (step->packed_projection == nullptr && step->out != nullptr) {
+        const int64_t states = step->rows * step->hidden;
+        std::memcpy(step->out, step->h_after + (step->layers - 1) * states, states * sizeof(float));
+    }
+    return nullptr;
+}
+
+const char* unrolled_steps(const UnrolledRun* run, const UnrolledStep* step, int64_t steps) {
+    if (const char* wrong = check_call(run, step, steps)) return wrong;
+    if (step->rows == 0 || steps == 0) return nullptr;
+    const int64_t rows = step->rows, hidden = step->hidden, chunk = smaller(chunk_of(rows), steps);
+    if (!step->packed_projection && !step->out) return "out must not be NULL for several steps";
+    if (step->scratch == nullptr ||
+        step->scratch_bytes < unrolled_steps_scratch_bytes(step->weights, rows, step->input, hidden, run->threads)) {
+        return kNoScratch;
+    }
+    const StepKernel& kernel = kernel_of(name_of(*run), step->weights);
+    const Grid grid = grid_for_steps(*step, steps, kernel.lanes, run->threads);
+    const int64_t of_slot = slot_bytes(step->weights, rows * chunk, step->input, hidden);
+    char* slots = aligned(step->scratch);
+    auto* pre = reinterpret_cast<float*>(slots + run->threads * of_slot);
+    float* h = pre + rows * chunk * 4 * round_up(hidden, kMostLanes);
+    StepsTask task{*step, steps, chunk, grid, slots, of_slot, pre, h, h + rows * chunk * hidden};
+    const int64_t last = steps % chunk, whole = steps / chunk * chunk_phases(step->layers, chunk);
+    const int64_t phases = whole + (last > 0 ? chunk_phases(step->layers, last) : 0);
+    run_phases(kernel.steps, &task, grid.unit_groups > 1 ? phases : 1, grid.slots());
     return nullptr;
 }

@@ -195,12 +195,14 @@ struct Int8Format {
     }
 
     const StepInputs& inputs;
+    int64_t panel_input;
     const int8_t* x;
     const int8_t* h;
     const Int8Row* rows;
 
     // Every slot that shares the rows quantizes them for itself: to wait for another one would take longer.
-    Int8Format(const StepInputs& given, Range range, char* scratch) : inputs(given) {
+    Int8Format(const StepInputs& given, const Packed& packed, Range range, char* scratch)
+        : inputs(given), panel_input(packed.input) {
         const int64_t count = range.end - range.begin, x_bytes = int8_row_bytes(given.input);
         const int64_t h_bytes = int8_row_bytes(given.hidden);
         auto* all = reinterpret_cast<Int8Row*>(scratch);
@@ -210,12 +212,12 @@ struct Int8Format {
         x = x_to;
         h = h_to;
         for (int64_t r = 0; r < count; ++r) {
-            const float* from = given.x_row(range.begin + r);
+            const float* from = given.x.at(range.begin + r);
             const float largest = given.x_is_state ? 1.0f : largest_magnitude(from, given.input);
             const bool counts = largest >= kSmallest;
             const float inverse = counts ? kLargest / largest : 0.0f;
             const Quantized of_x = quantize(from, given.input, inverse, x_to + r * x_bytes);
-            const Quantized of_h = quantize(given.h_row(range.begin + r), given.hidden, kLargest, h_to + r * h_bytes);
+            const Quantized of_h = quantize(given.h.at(range.begin + r), given.hidden, kLargest, h_to + r * h_bytes);
             all[r] = {(counts ? largest / kLargest : 0.0f) + of_x.poison, 1.0f / kLargest + of_h.poison, of_x.sum,
                       of_h.sum};
         }
@@ -235,13 +237,14 @@ struct Int8Format {
             add_part<kRows, kPanels>(x + first * bytes_of_row, bytes_of_row, inputs.input, row_sums, scales,
                                      panel + kBlockColumns * 4, panel + kFront, stride, sum);
         }
+        if (inputs.hidden == 0) return;
         for (int r = 0; r < kRows; ++r) {
             row_sums[r] = rows[first + r].h_sum;
             scales[r] = rows[first + r].h_scale;
         }
         const int64_t bytes_of_row = int8_row_bytes(inputs.hidden);
         add_part<kRows, kPanels>(h + first * bytes_of_row, bytes_of_row, inputs.hidden, row_sums, scales,
-                                 panel + 2 * kBlockColumns * 4, panel + kFront + bytes(inputs.input), stride, sum);
+                                 panel + 2 * kBlockColumns * 4, panel + kFront + bytes(panel_input), stride, sum);
     }
 
     template <int kRows, int kPanels>

@@ -48,6 +48,21 @@ struct StepTask {
     int64_t slot_bytes;
 };
 
+// Several steps. Rows of a chunk are counted in the order of time: `chunk` steps of as many rows as a group has.
+struct StepsTask {
+    UnrolledStep call;  // x, ids and out with an axis of time behind that of rows
+    int64_t steps, chunk;
+    Grid grid;
+    char* scratch;  // slot_bytes for each slot
+    int64_t slot_bytes;
+    float* pre;      // [rows, chunk, blocks, 4, lanes]: what the recurrent sums start from
+    float* h;        // [rows, chunk, hidden]: of the layer that is at work, or of the one below
+    float* h_first;  // [rows, hidden]: what the first step of a chunk goes on from
+};
+
+// Phases of a chunk: for each layer the share of x and then its steps, and at last what comes out.
+inline int64_t chunk_phases(int64_t layers, int64_t steps) { return layers * (1 + steps) + 1; }
+
 // Bytes of a row of int8 inputs: whole vectors.
 inline int64_t int8_row_bytes(int64_t depth) { return (depth + 15) / 16 * 16; }
 
@@ -59,7 +74,7 @@ struct Int8Row {
 
 struct StepKernel {
     int64_t lanes;
-    Share pack, step;
+    Share pack, step, steps;
 };
 
 struct StepKernels {

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define UNROLLED_ABI_VERSION 2
+#define UNROLLED_ABI_VERSION 3
 
 /* How to run a call: the name of an instruction set ("baseline", "avx2", "avx512", NULL for the best), and how many
  * threads at most, 1 or more. */

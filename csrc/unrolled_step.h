@@ -1,4 +1,4 @@
-/* The C interface of the step: a whole stack of layers and its projection, one time step a call.
+/* The C interface of the step: a whole stack of layers and its projection, one time step a call or several.
  *
  * Weights are packed once, into memory of the caller's that must not move afterwards; large pages suit it. A step
  * allocates nothing, and with one thread it neither waits nor wakes anybody. Errors as in unrolled.h: NULL, or a
@@ -32,7 +32,8 @@ typedef struct {
     const float* h_before; /* [layers, rows, hidden] */
     float* h_after;        /* [layers, rows, hidden], apart from h_before */
     float* c;              /* [layers, rows, hidden]: before the call and, in place, after it */
-    float* out;            /* [rows, output], may be x where it is as wide; NULL where there is no projection */
+    float* out;            /* [rows, output], may be x where it is as wide; without a projection [rows, hidden], the
+                              top layer's h, or NULL */
     void* scratch;
     int64_t scratch_bytes;
 } UnrolledStep;
@@ -57,6 +58,13 @@ UNROLLED_API int64_t unrolled_step_scratch_bytes(int32_t weights, int64_t rows, 
 
 /* `run` names the instruction set that the weights were packed for. An id outside the table is refused. */
 UNROLLED_API const char* unrolled_step(const UnrolledRun* run, const UnrolledStep* step);
+
+/* As so many calls of unrolled_step, each from where the one before ended, with their bits; x is [rows, steps, input],
+ * ids [rows, steps], out [rows, steps, output], or [rows, steps, hidden] where there is no projection. With no steps
+ * nothing is written. */
+UNROLLED_API int64_t unrolled_steps_scratch_bytes(int32_t weights, int64_t rows, int64_t input, int64_t hidden,
+                                                  int64_t threads);
+UNROLLED_API const char* unrolled_steps(const UnrolledRun* run, const UnrolledStep* step, int64_t steps);
 
 #ifdef __cplusplus
 }

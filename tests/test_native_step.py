@@ -60,6 +60,44 @@ def test_threads_that_share_a_layer_give_the_bits_of_one(kind, threads, seed):
     assert torch.equal(walk(Stepper(model, 2, kind, threads=threads), x), walk(Stepper(model, 2, kind, threads=1), x))
 
 
+# Rows that a chunk holds many steps of, few, and one; the last are shared by rows, and those of few rows by units.
+@pytest.mark.parametrize("rows", [1, 3, 20, 300])
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_have_the_bits_of_one_after_the_other(kind, rows, seed):
+    model, steps = stack(width=33, hidden=136, output=70), 290 if rows == 1 else 9
+    x, ids = torch.randn(rows, steps, 33), torch.randint(33, (rows, steps))
+    torch.set_num_threads(4)
+    one = Stepper(model, rows, kind, threads=1)
+    expected, expected_of_ids = walk(one, x), walk(one, ids)
+    for threads, strict in ((1, False), (2, True), (3, False), (4, False)):
+        stepper = Stepper(model, rows, kind, threads, strict)
+        assert torch.equal(stepper.steps(x), expected)
+        cut = steps // 3
+        assert torch.equal(stepper.steps(ids[:, :cut]), expected_of_ids[:, :cut])
+        assert torch.equal(stepper.step(ids[:, cut]), expected_of_ids[:, cut])
+        assert torch.equal(stepper.steps(ids[:, cut + 1 :]), expected_of_ids[:, cut + 1 :])
+        assert torch.equal(stepper.state.h, one.state.h)
+        assert torch.equal(stepper.state.c, one.state.c)
+
+
+@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_steps_have_those_bits_on_every_instruction_set(kind, name, seed):
+    model, x = stack(), torch.randn(3, 50, 19)
+    with kernels.instruction_set(name):
+        assert torch.equal(Stepper(model, 3, kind).steps(x), walk(Stepper(model, 3, kind), x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_stays_in_its_row_of_several_steps(kind, bad, seed):
+    model, x = stack(), torch.randn(4, 30, 19)
+    x[1, 20, 7] = bad
+    stepper, one = Stepper(model, 4, kind), Stepper(model, 4, kind)
+    assert torch.equal(stepper.steps(x).nan_to_num(7.0), walk(one, x).nan_to_num(7.0))
+    assert stepper.steps(x)[[0, 2, 3]].isfinite().all()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_instruction_set_takes_its_own_path_to_the_same_numbers(kind, seed):
     model, x = stack(), torch.randn(3, 8, 19)
@@ -191,8 +229,11 @@ def test_a_step_with_out_takes_no_memory(seed):
     model = stack()
     x, out, stepper = torch.randn(3, 19), torch.empty(3, 11), Stepper(model, 3, threads=1)
     stepper.step(x, out)
+    xs, outs = torch.randn(3, 5, 19), torch.empty(3, 5, 11)
+    stepper.steps(xs, outs)  # takes what they share
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         stepper.step(x, out)
+        stepper.steps(xs, outs)
     assert [event.name for event in profile.events() if event.cpu_memory_usage] == []
 
 
@@ -201,6 +242,8 @@ def test_an_id_out_of_range_is_refused_before_anything_happens(kind):
     stepper = Stepper(LanguageModel(ModelConfig(9, 5)), 2, kind)
     with pytest.raises(IndexError, match="ids must be from 0 to 8, got 9"):
         stepper.step(torch.tensor([0, 9]))
+    with pytest.raises(IndexError, match="ids must be from 0 to 8, got -1"):
+        stepper.steps(torch.tensor([[0, 1, 2], [3, 4, -1]]))
     assert not stepper.state.h.any()
 
 
@@ -217,3 +260,5 @@ def test_a_refusal_of_the_library_is_an_error():
     engine._frames[0].step.hidden = 4
     with pytest.raises(RuntimeError, match="the native library refused the step: packed weights are of other sizes"):
         engine.frames(torch.zeros(1, 2), torch.zeros(1, 2))
+    with pytest.raises(RuntimeError, match="the native library refused the step: packed weights are of other sizes"):
+        engine.several_frames(torch.zeros(1, 1, 2), torch.zeros(1, 1, 3))

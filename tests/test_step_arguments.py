@@ -53,8 +53,7 @@ STEPS = {
         STACK,
         torch.zeros(4, 9, 5),
         ValueError,
-        "x is [4, 9, 5], expected [batch, input] = [4, 5]: a step takes one time step: for frame in x.unbind(1): "
-        "stepper.step(frame)",
+        "x is [4, 9, 5], expected [batch, input] = [4, 5]: a step takes one time step: stepper.steps(x) takes them all",
     ),
     "other rows": (
         STACK,
@@ -93,8 +92,7 @@ STEPS = {
         LANGUAGE,
         torch.zeros(4, 9, dtype=torch.long),
         ValueError,
-        "x is int64 [4, 9], expected ids [batch] = [4]: a step takes one time step: for ids in x.unbind(1): "
-        "stepper.step(ids)",
+        "x is int64 [4, 9], expected ids [batch] = [4]: a step takes one time step: stepper.steps(x) takes them all",
     ),
     "one id": (LANGUAGE, IDS[0], ValueError, "x is one id without an axis, expected ids [batch] = [4]: x[None]"),
     "other rows of ids": (
@@ -140,6 +138,97 @@ def test_a_wrong_input_is_refused_and_the_state_stays(mistake):
     stepper.step(IDS)
 
 
+SEQUENCES = {
+    "a list": (
+        STACK,
+        [],
+        TypeError,
+        "x is a list of 0, expected a tensor [4, time, 5] or ids [4, time]: torch.as_tensor(x)",
+    ),
+    "float64": (STACK, FRAME[:, None].double(), TypeError, "x is float64, but the weights are float32: x.float()"),
+    "one sequence alone": (
+        STACK,
+        torch.zeros(9, 5),
+        ValueError,
+        "x is [9, 5], expected [batch, time, input] = [4, time, 5]: one sequence alone is x[None], one step "
+        "stepper.step(x)",
+    ),
+    "other rows": (
+        STACK,
+        torch.zeros(3, 9, 5),
+        ValueError,
+        "x is [3, 9, 5], expected [batch, time, input] = [4, time, 5]: it has 3 rows and the stepper 4; "
+        "Stepper(model, 3) has as many",
+    ),
+    "another width": (
+        STACK,
+        torch.zeros(4, 9, 6),
+        ValueError,
+        "x is [4, 9, 6], expected [batch, time, input] = [4, time, 5]",
+    ),
+    "another device": (
+        STACK,
+        FRAME[:, None].to("meta"),
+        ValueError,
+        "x is on meta, but a stepper runs on the CPU: x.cpu()",
+    ),
+    "integer frames": (
+        STACK,
+        FRAME[:, None].long(),
+        TypeError,
+        "x is int64 [4, 1, 5]; frames must be floats: x.float(); ids are [batch, time] = [4, time]",
+    ),
+    "floats for ids": (
+        LANGUAGE,
+        IDS[:, None].float(),
+        TypeError,
+        "a language model reads token ids, int32, int64 or uint8 [4, time], and got float32 [4, 1]: x.long(); frames "
+        "of floats go into Stepper(model.lstm, ...)",
+    ),
+    "bools": (LANGUAGE, IDS[:, None].bool(), TypeError, "x is bool; ids must be int32, int64 or uint8: x.long()"),
+    "ids without time": (
+        LANGUAGE,
+        IDS,
+        ValueError,
+        "x is int64 [4], expected ids [batch, time] = [4, time]: one sequence alone is x[None], one step "
+        "stepper.step(x)",
+    ),
+    "other rows of ids": (
+        LANGUAGE,
+        torch.zeros(2, 9, dtype=torch.long),
+        ValueError,
+        "x is [2, 9], expected ids [batch, time] = [4, time]: it has 2 rows and the stepper 4; Stepper(model, 2) has "
+        "as many",
+    ),
+    "ids of three axes": (
+        LANGUAGE,
+        torch.zeros(4, 2, 2, dtype=torch.long),
+        ValueError,
+        "x is int64 [4, 2, 2], expected ids [batch, time] = [4, time]",
+    ),
+    "an id in the last step": (
+        LANGUAGE,
+        torch.tensor([[0, 1]] * 3 + [[0, 11]]),
+        IndexError,
+        "ids must be from 0 to 10, got 11: this model's vocabulary has 11 tokens; encode with the tokenizer that it "
+        "was trained with",
+    ),
+}
+
+
+@pytest.mark.parametrize("mistake", SEQUENCES)
+def test_wrong_sequences_are_refused_and_the_state_stays(mistake):
+    model, x, error, message = SEQUENCES[mistake]
+    stepper = Stepper(model, 4)
+    stepper.step(IDS)
+    before = stepper.state
+    with pytest.raises(error) as caught:
+        stepper.steps(x)
+    assert str(caught.value) == message
+    assert torch.equal(stepper.state.h, before.h)
+    assert torch.equal(stepper.state.c, before.c)
+
+
 OUTS = {
     "a list": ([], TypeError, "out is a list of 0, expected a tensor [4, 3]: torch.empty(4, 3)"),
     "float64": (torch.zeros(4, 3).double(), TypeError, "out is float64, expected float32: torch.empty(4, 3)"),
@@ -169,6 +258,18 @@ def test_a_wrong_out_is_refused_and_the_state_stays(mistake):
         stepper.step(FRAME, out)
     assert str(caught.value) == message
     assert not stepper.state.h.any()
+
+
+def test_an_out_of_one_step_is_refused_for_several():
+    with pytest.raises(ValueError) as caught:
+        Stepper(STACK, 4).steps(FRAME[:, None], torch.zeros(4, 3))
+    assert str(caught.value) == "out is [4, 3], expected [batch, time, output] = [4, 1, 3]: torch.empty(4, 1, 3)"
+
+
+def test_an_out_whose_minus_sign_is_not_yet_taken_is_refused():
+    out = torch.complex(torch.zeros(1, 1), torch.ones(1, 1)).conj().imag
+    with pytest.raises(ValueError, match="out is not contiguous"):
+        Stepper(LSTMLayer(2, 1), 1).step(torch.zeros(1, 2), out)
 
 
 def state(layers, rows, hidden):

@@ -38,6 +38,21 @@ def test_steps_are_the_whole_sequence(name, rows, seed, backend):
         assert_close(value, rounded, true, what)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+@pytest.mark.parametrize("name", MODELS)
+def test_several_steps_at_once_are_one_after_the_other(name, rows, seed):
+    model = made(name)
+    x = inputs(model, rows, 9)
+    one, several = Stepper(model, rows), Stepper(model, rows)
+    expected = walk(one, x)
+    out = torch.full(expected[:, :4].shape, 7.0)
+    assert several.steps(x[:, :4], out) is out
+    assert several.steps(x[:, :0]).shape == (rows, 0, expected.shape[2])
+    assert torch.equal(torch.cat([out, several.step(x[:, 4])[:, None], several.steps(x[:, 5:])], 1), expected)
+    assert torch.equal(several.state.h, one.state.h)
+    assert torch.equal(several.state.c, one.state.c)
+
+
 @pytest.mark.parametrize("rows", [1, 3])
 def test_a_stack_reads_ids_as_one_hot_rows_between_frames(rows, seed):
     model = made("stack")
@@ -80,6 +95,7 @@ def test_no_rows_are_legal(name):
     x = inputs(model, 0, 1)[:, 0]
     width = 20 if name == "layer" else stepper.step(x).shape[1]
     assert stepper.step(x).shape == (0, width)
+    assert stepper.steps(inputs(model, 0, 3)).shape == (0, 3, width)
     assert stepper.state.h.shape[1] == 0
     with pytest.raises(ValueError, match="has 1 rows and the stepper 0"):
         stepper.step(inputs(model, 1, 1)[:, 0])
@@ -94,6 +110,7 @@ def test_a_large_vocabulary_is_looked_up_and_multiplied(seed, monkeypatch):
     monkeypatch.setattr(native_step, "_TABLE_BYTES", 0)
     stepper = Stepper(model, 3)
     assert torch.equal(walk(stepper, ids), with_table)
+    assert torch.equal(Stepper(model, 3).steps(ids), with_table)
     with pytest.raises(IndexError, match="ids must be from 0 to 10, got 11: this model's vocabulary"):
         stepper.step(torch.tensor([0, 11, 3]))
 
@@ -108,6 +125,7 @@ def test_ids_of_any_integer_dtype_and_stride(dtype, seed):
     expected = walk(Stepper(model, 4), ids)
     assert torch.equal(walk(Stepper(model, 4), ids.to(dtype)), expected)
     assert torch.equal(walk(Stepper(model, 4), ids.t().contiguous().t().to(dtype)), expected)
+    assert torch.equal(Stepper(model, 4).steps(ids.t().contiguous().t().to(dtype)), expected)
 
 
 def test_frames_of_any_stride_and_with_gradients(seed):
@@ -116,6 +134,7 @@ def test_frames_of_any_stride_and_with_gradients(seed):
     expected = walk(Stepper(model, 4), x)
     by_step = x.transpose(0, 1).contiguous()
     assert torch.equal(walk(Stepper(model, 4), by_step.transpose(0, 1)), expected)
+    assert torch.equal(Stepper(model, 4).steps(nn.Parameter(by_step.transpose(0, 1))), expected)
     assert torch.equal(walk(Stepper(model, 4), nn.Parameter(x)), expected)
     stepper = Stepper(model, 4)
     output = stepper.step(x[:, 0].clone().requires_grad_())
@@ -150,6 +169,11 @@ def test_out_may_be_the_input(name, seed):
     for _ in range(4):
         stepper.step(out, out)
     assert torch.equal(out, frame)
+    stepper.reset()
+    many = torch.randn(3, 50, 5)
+    expected = stepper.steps(many)
+    stepper.reset()
+    assert torch.equal(stepper.steps(many, many), expected)
 
 
 def test_a_graph_that_kept_out_knows_that_it_was_written(seed):
@@ -157,6 +181,11 @@ def test_a_graph_that_kept_out_knows_that_it_was_written(seed):
     weight = torch.ones(2, 4, requires_grad=True)
     product = (out * weight).sum()
     stepper.step(torch.randn(2, 3), out)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+    several = torch.zeros(2, 1, 4)
+    product = (several * weight[:, None]).sum()
+    stepper.steps(torch.randn(2, 1, 3), several)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         product.backward()
 
@@ -326,7 +355,13 @@ def test_it_is_neither_copied_nor_pickled(copied):
 def test_a_second_thread_inside_is_refused():
     stepper = Stepper(STACK, 4)
     stepper._inside.acquire()
-    for act in (lambda: stepper.step(FRAME), lambda: stepper.state, stepper.reset, stepper.refresh):
+    for act in (
+        lambda: stepper.step(FRAME),
+        lambda: stepper.steps(FRAME[:, None]),
+        lambda: stepper.state,
+        stepper.reset,
+        stepper.refresh,
+    ):
         with pytest.raises(RuntimeError, match=r"another thread is inside this stepper; give each thread one of its"):
             act()
     stepper._inside.release()

@@ -50,18 +50,18 @@ class Calibration:
         return "\n".join(lines)
 
 
-def calibrate(weights: str, step: Callable[[Tensor], Tensor], parts: Parts, x: Tensor) -> Calibration:
-    """Run `step` over `x`, ids [batch, time] or frames [batch, time, input], and the float32 model beside it."""
+def calibrate(weights: str, steps_of: Callable[[Tensor], Tensor], parts: Parts, x: Tensor) -> Calibration:
+    """Run `steps_of` over `x`, ids [batch, time] or frames [batch, time, input], and the float32 model beside it."""
     rows, steps = x.shape[:2]
     scores = x.dim() == 2 and parts.output == parts.vocabulary
     chunk = max(1, _CHUNK // max(1, rows * max(parts.output, 4 * parts.layers[0].hidden_dim)))
     largest, nats, exact_nats = 0.0, 0.0, 0.0
     states: list[State] = [(None, None)] * len(parts.layers)
-    by_step = x.transpose(0, 1).contiguous()
     with torch.no_grad():
         for begin in range(0, steps, chunk):
-            ours = torch.stack([step(frame) for frame in by_step[begin : begin + chunk]], 1)
-            exact, states = _float32(parts, x[:, begin : begin + chunk], states)
+            some = x[:, begin : begin + chunk]
+            ours = steps_of(some)
+            exact, states = _float32(parts, some, states)
             largest = _larger(largest, (ours.double() - exact.double()).abs())
             if scores:
                 targets = x[:, begin + 1 : begin + chunk + 1].long()

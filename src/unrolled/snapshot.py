@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 # torch's own functions, called from `map`: a step asks some dozens of tensors, and has a few microseconds for all.
-_version = Tensor._version.__get__  # type: ignore[attr-defined]
+_version = operator.attrgetter("_version")
 _data_ptr = Tensor.data_ptr
 
 

@@ -31,8 +31,7 @@ def check_frame(x: Any, rows: int, width: int) -> None:
         if x.shape[1] == 1:
             raise ValueError(f"x is {shape_of(x)}, expected {expected}: a step has no time axis: x[:, 0]")
         raise ValueError(
-            f"x is {shape_of(x)}, expected {expected}: a step takes one time step: for frame in x.unbind(1): "
-            "stepper.step(frame)"
+            f"x is {shape_of(x)}, expected {expected}: a step takes one time step: stepper.steps(x) takes them all"
         )
     if x.dim() == 1 and x.shape[0] == width:
         raise ValueError(f"x is {shape_of(x)}, expected {expected}: one row alone is x[None]")
@@ -54,8 +53,8 @@ def check_ids(x: Any, rows: int, width: int, *, ids_only: bool) -> None:
         if x.shape[1] == 1:
             raise ValueError(f"x is {dtype} {shape_of(x)}, expected {expected}: a step has no time axis: x[:, 0]")
         raise ValueError(
-            f"x is {dtype} {shape_of(x)}, expected {expected}: a step takes one time step: for ids in x.unbind(1): "
-            "stepper.step(ids)"
+            f"x is {dtype} {shape_of(x)}, expected {expected}: a step takes one time step: stepper.steps(x) takes them "
+            "all"
         )
     if x.dim() == 0:
         raise ValueError(f"x is one id without an axis, expected {expected}: x[None]")
@@ -65,7 +64,29 @@ def check_ids(x: Any, rows: int, width: int, *, ids_only: bool) -> None:
     _check_device("x", x)
 
 
-def check_tensor(x: Any, rows: int, width: int, *, ids_only: bool) -> None:
+def check_steps(x: Any, rows: int, width: int, *, ids_only: bool) -> None:
+    """Check x: float32 frames [rows, time, width], or ids [rows, time], on the CPU."""
+    check_tensor(x, f"{rows}, time", width, ids_only=ids_only)
+    frames = x.dtype.is_floating_point
+    said, ids = f"{dtype_name(x.dtype)} {shape_of(x)}", f"[batch, time] = [{rows}, time]"
+    if frames and x.dtype != torch.float32:
+        raise TypeError(f"x is {dtype_name(x.dtype)}, but the weights are float32: x.float()")
+    if not frames and not ids_only and x.dim() == 3 and x.shape[2] == width:
+        raise TypeError(f"x is {said}; frames must be floats: x.float(); ids are {ids}")
+    if not frames and x.dtype not in _ID_DTYPES:
+        raise TypeError(f"x is {dtype_name(x.dtype)}; ids must be int32, int64 or uint8: x.long()")
+    expected = f"[batch, time, input] = [{rows}, time, {width}]" if frames else f"ids {ids}"
+    axes = 3 if frames else 2
+    fits = x.dim() == axes and (not frames or x.shape[2] == width)
+    _check_rows(x, rows, fits, expected)
+    if not fits:
+        alone = x.dim() == axes - 1 and (not frames or x.shape[1] == width)
+        hint = ": one sequence alone is x[None], one step stepper.step(x)" if alone else ""
+        raise ValueError(f"x is {shape_of(x) if frames else said}, expected {expected}{hint}")
+    _check_device("x", x)
+
+
+def check_tensor(x: Any, rows: int | str, width: int, *, ids_only: bool) -> None:
     """Check that x is a tensor, and, where a model reads ids alone, that it is not one of floats."""
     expected = f"ids [{rows}]" if ids_only else f"[{rows}, {width}] or ids [{rows}]"
     if not isinstance(x, Tensor):
@@ -111,15 +132,15 @@ def wrong_id(ids: Tensor, vocabulary: int, *, embedded: bool) -> IndexError:
     return IndexError(f"ids must be from 0 to {vocabulary - 1}, got {wrong}: {why}")
 
 
-def check_out(out: Any, rows: int, width: int) -> None:
-    """Check out: contiguous float32 [rows, width] on the CPU."""
-    make = f"torch.empty({rows}, {width})"
+def check_out(out: Any, shape: tuple[int, ...]) -> None:
+    """Check out: contiguous float32 of `shape`, [batch, output] or [batch, time, output], on the CPU."""
+    make, axes = f"torch.empty{shape}", "[batch, output]" if len(shape) == 2 else "[batch, time, output]"
     if not isinstance(out, Tensor):
-        raise TypeError(f"out is {kind_of(out)}, expected a tensor [{rows}, {width}]: {make}")
+        raise TypeError(f"out is {kind_of(out)}, expected a tensor {list(shape)}: {make}")
     if out.dtype != torch.float32:
         raise TypeError(f"out is {dtype_name(out.dtype)}, expected float32: {make}")
-    if out.shape != (rows, width):
-        raise ValueError(f"out is {shape_of(out)}, expected [batch, output] = [{rows}, {width}]: {make}")
+    if out.shape != shape:
+        raise ValueError(f"out is {shape_of(out)}, expected {axes} = {list(shape)}: {make}")
     _check_device("out", out)
     if not out.is_contiguous() or out.is_neg():
         raise ValueError(f"out is not contiguous (its strides are {list(out.stride())}): {make}")

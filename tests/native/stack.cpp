@@ -193,25 +193,36 @@ PackedStack::PackedStack(const UnrolledRun& run, int32_t weights, const Stack& s
 
 StepResult PackedStack::step(const UnrolledRun& run, const Floats& h, const Floats& c, Place place,
                              bool downwards) const {
+    return take(run, {stack_.x, stack_.ids, h, c, 1}, place, downwards, false);
+}
+
+StepResult PackedStack::steps(const UnrolledRun& run, const StepsCase& given, Place place) const {
+    return take(run, given, place, false, true);
+}
+
+StepResult PackedStack::take(const UnrolledRun& run, const StepsCase& given, Place place, bool downwards,
+                             bool several) const {
     const StackCase& sizes = stack_.sizes;
     const int64_t states = sizes.layers * sizes.rows * sizes.hidden;
-    const Buffer<float> x(stack_.x, place), table(stack_.table, place);
-    const Buffer<int64_t> ids(stack_.ids, place);
-    Buffer<float> c_memory(c, place), out(sizes.output > 0 ? sizes.rows * sizes.output : 0, place);
-    const int64_t bytes = unrolled_step_scratch_bytes(weights_, sizes.rows, sizes.input, sizes.hidden, run.threads);
+    const int64_t output = sizes.output > 0 ? sizes.output : 0;
+    const Buffer<float> x(given.x, place), table(stack_.table, place);
+    const Buffer<int64_t> ids(given.ids, place);
+    Buffer<float> c(given.c, place), out(sizes.rows * given.steps * (projection_ ? output : sizes.hidden), place);
+    const auto scratch_bytes = several ? unrolled_steps_scratch_bytes : unrolled_step_scratch_bytes;
+    const int64_t bytes = scratch_bytes(weights_, sizes.rows, sizes.input, sizes.hidden, run.threads);
     Buffer<char> scratch(bytes, place);
     // Both states in one allocation, so that it is known which lies first; the other's end is the end of the memory.
     Buffer<float> both(2 * states, place);
     float* before = both.data() + (downwards ? states : 0);
     float* after = both.data() + (downwards ? 0 : states);
-    if (states > 0) std::memcpy(before, h.data(), h.size() * sizeof(float));
+    if (states > 0) std::memcpy(before, given.h.data(), given.h.size() * sizeof(float));
     std::vector<const void*> packed;
     for (const auto& layer : layers_) packed.push_back(layer->data());
     const UnrolledStep step{sizes.layers,
                             sizes.rows,
                             sizes.input,
                             sizes.hidden,
-                            sizes.output > 0 ? sizes.output : 0,
+                            output,
                             weights_,
                             packed.data(),
                             projection_ ? projection_->data() : nullptr,
@@ -221,21 +232,22 @@ StepResult PackedStack::step(const UnrolledRun& run, const Floats& h, const Floa
                             sizes.vocabulary,
                             before,
                             after,
-                            c_memory.data(),
+                            c.data(),
                             data_or_null(out) ? out.data() : nullptr,
                             scratch.data(),
                             bytes};
-    accepted(unrolled_step(&run, &step));
-    if (states > 0) check_same("h_before", before, h);
-    return {Floats(after, after + states), c_memory.values(), out.values()};
+    accepted(several ? unrolled_steps(&run, &step, given.steps) : unrolled_step(&run, &step));
+    if (states > 0) check_same("h_before", before, given.h);
+    return {Floats(after, after + states), c.values(), out.values()};
 }
 
 void check_step(const Stack& stack, int32_t weights, const Floats& h, const Floats& c, const StepResult& result) {
     const StackCase& sizes = stack.sizes;
     for (int64_t layer = 0; layer < sizes.layers; ++layer) check_layer(stack, weights, layer, h, c, result);
+    const float* top = result.h.data() + (sizes.layers - 1) * sizes.rows * sizes.hidden;
+    if (sizes.output < 0) check_same("out", top, result.out);
     if (sizes.output <= 0) return;
     const Columns columns(weights, stack.projection, sizes.hidden, sizes.output, 1, sizes.hidden);
-    const float* top = result.h.data() + (sizes.layers - 1) * sizes.rows * sizes.hidden;
     for (int64_t row = 0; row < sizes.rows; ++row) {
         const RowSums sums(weights, {top + row * sizes.hidden, 1}, sizes.hidden, true);
         for (int64_t k = 0; k < sizes.output; ++k) {
@@ -309,9 +321,11 @@ StepResult by_sequence_kernels(const UnrolledRun& run, const Stack& stack, const
                                    0};
         accepted(unrolled_forward(&run, &call));
     }
+    const float* top = result.h.data() + (stack.sizes.layers - 1) * state;
+    if (output < 0) result.out.assign(top, top + state);
     if (output <= 0) return result;
     result.out.resize(static_cast<std::size_t>(rows * output));
-    product(result.h.data() + (stack.sizes.layers - 1) * state, hidden, output, stack.projection, true,
+    product(top, hidden, output, stack.projection, true,
             stack.projection_bias, result.out.data());
     return result;
 }

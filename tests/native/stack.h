@@ -29,7 +29,15 @@ struct Stack {
     std::vector<int64_t> ids;
 };
 
-// What one step left behind.
+// What steps read; `h` and `c` [layers, rows, hidden], x [rows, steps, input] or ids [rows, steps].
+struct StepsCase {
+    Floats x;
+    std::vector<int64_t> ids;
+    Floats h, c;
+    int64_t steps;
+};
+
+// What steps left behind; out is the top layer's h where there is no projection.
 struct StepResult {
     Floats h, c, out;
 };
@@ -41,8 +49,11 @@ class PackedStack {
 
     // A step from the stack's x or ids. `downwards`: h_after lies below h_before, which turns the order of panels.
     StepResult step(const UnrolledRun& run, const Floats& h, const Floats& c, Place place, bool downwards) const;
+    StepResult steps(const UnrolledRun& run, const StepsCase& given, Place place) const;
 
    private:
+    StepResult take(const UnrolledRun& run, const StepsCase& given, Place place, bool downwards, bool several) const;
+
     const Stack& stack_;
     int32_t weights_;
     std::vector<std::unique_ptr<Buffer<char>>> layers_;

@@ -80,6 +80,11 @@ void check_byte_counts() {
         unrolled_step_scratch_bytes(UNROLLED_INT8, 1, 1, 1, 0),
         unrolled_step_scratch_bytes(UNROLLED_INT8, 1, 1, 1, (1 << 16) + 1),
         unrolled_step_scratch_bytes(UNROLLED_INT8, 1, kHuge, 1, 1),
+        unrolled_steps_scratch_bytes(3, 1, 1, 1, 1),
+        unrolled_steps_scratch_bytes(UNROLLED_FLOAT32, -1, 1, 1, 1),
+        unrolled_steps_scratch_bytes(UNROLLED_FLOAT32, kHuge, 1, 1, 1),
+        unrolled_steps_scratch_bytes(UNROLLED_FLOAT32, int64_t{1} << 40, 1, 2, 1),
+        unrolled_steps_scratch_bytes(UNROLLED_FLOAT32, 1, 1, 1, 0),
     };
     for (const int64_t count : counts) {
         if (count != -1) fail("not -1");
@@ -202,6 +207,53 @@ void refuse_ids(StepMemory& memory, const Trial<S>& trial) {
     }
 }
 
+constexpr int64_t kSteps = 2;
+
+const char* several(const UnrolledRun* run, const S* step) { return unrolled_steps(run, step, kSteps); }
+
+// What a step refuses, and what concerns several alone.
+void refuse_steps(Random& random) {
+    StepMemory memory(random);
+    const Floats x = random.floats(kRows * kSteps * kInput, 1.0f);
+    Buffer<float> out(kRows * kSteps * kOutput, Place::heap);
+    const int64_t bytes = unrolled_steps_scratch_bytes(UNROLLED_INT8, kRows, kInput, kHidden, kRun.threads);
+    Buffer<char> scratch(bytes, Place::heap);
+    S right = memory.step();
+    right.x = x.data();
+    right.out = out.data();
+    right.scratch = scratch.data();
+    right.scratch_bytes = bytes;
+    const auto check = [&] { check_untouched(memory.after, memory.c, out); };
+    const Trial<S> trial(several, right, check);
+    refuse_step(memory, trial);
+    refuse_other_packing(memory, trial);
+    trial.refuse_values("scratch is NULL or too small", &S::scratch_bytes, {bytes - 1});
+    trial.refuse("out must not be NULL for several steps", [](S& step) {
+        step.packed_projection = nullptr;
+        step.output = 0;
+        step.out = nullptr;
+    });
+    S by_id = right;
+    std::vector<int64_t> ids{0, 6, 3, 1, 2, 7};
+    by_id.input = 0;
+    by_id.x = nullptr;
+    by_id.packed = &memory.packed_by_id;
+    by_id.ids = ids.data();
+    by_id.table = memory.table.data();
+    by_id.vocabulary = 7;
+    about("the last id of the last step");
+    refused(unrolled_steps(&kRun, &by_id, kSteps), "an id is outside the table");
+    about("steps");
+    for (const int64_t steps : {int64_t{-1}, -kHuge}) {
+        refused(unrolled_steps(&kRun, &right, steps), "steps must not be negative");
+    }
+    for (const int64_t steps : {(int64_t{1} << 40) + 1, kHuge}) {
+        refused(unrolled_steps(&kRun, &right, steps), "rows x steps is beyond 2^40");
+    }
+    accepted(unrolled_steps(&kRun, &right, 0));
+    check();
+}
+
 }  // namespace
 
 void run_step_refusals() {
@@ -215,6 +267,7 @@ void run_step_refusals() {
     refuse_step(memory, trial);
     refuse_other_packing(memory, trial);
     refuse_ids(memory, Trial<S>(unrolled_step, memory.step_by_id(), check));
+    refuse_steps(random);
     about("nothing to do");
     S step{};
     step.layers = 1;

@@ -31,6 +31,34 @@ void run_step(const char* set, const Stack& stack, int32_t weights, int64_t turn
     if (weights != UNROLLED_INT8) check_same_results(by_sequence_kernels(one, rounded, stack.h, stack.c), result);
 }
 
+// Several steps at once have the bits of one after the other, also in a chunk that is not full and behind one that is.
+void run_several(const char* set, Stack stack, int32_t weights, int64_t turn, int64_t steps) {
+    Random random(static_cast<uint64_t>(turn));
+    const StackCase& sizes = stack.sizes;
+    const int64_t rows = sizes.rows, width = sizes.output < 0 ? sizes.hidden : sizes.output;
+    StepsCase given{random.floats(rows * steps * sizes.input, 2.0f), {}, stack.h, stack.c, steps};
+    for (int64_t k = 0; k < rows * steps && sizes.vocabulary > 0; ++k) given.ids.push_back(random.below(sizes.vocabulary));
+    const UnrolledRun one{set, 1}, several{set, kThreads[turn % 4]};
+    const PackedStack packed(one, weights, stack, kPlaces[turn % 3]);
+    StepResult expected{stack.h, stack.c, Floats(static_cast<std::size_t>(rows * steps * width))};
+    for (int64_t t = 0; t < steps; ++t) {
+        for (int64_t row = 0; row < rows; ++row) {
+            const float* from = given.x.data() + (row * steps + t) * sizes.input;
+            std::copy(from, from + sizes.input, stack.x.data() + row * sizes.input);
+            if (sizes.vocabulary > 0) stack.ids.data()[row] = given.ids.data()[row * steps + t];
+        }
+        const StepResult result = packed.step(one, expected.h, expected.c, Place::heap, t % 2 == 1);
+        expected.h = result.h;
+        expected.c = result.c;
+        for (int64_t row = 0; row < rows; ++row) {
+            const float* from = result.out.data() + row * width;
+            std::copy(from, from + width, expected.out.data() + (row * steps + t) * width);
+        }
+    }
+    check_same_results(packed.steps(one, given, kPlaces[(turn + 1) % 3]), expected);
+    check_same_results(packed.steps(several, given, kPlaces[(turn + 2) % 3]), expected);
+}
+
 void run_stack(const StackCase& sizes, int64_t& turn) {
     Random random(static_cast<uint64_t>(turn));
     const Stack stack(sizes, random);
@@ -44,7 +72,9 @@ void run_stack(const StackCase& sizes, int64_t& turn) {
                                       {"output", sizes.output},
                                       {"vocabulary", sizes.vocabulary},
                                       {"turn", turn}}));
-            run_step(set.c_str(), stack, weights, turn++);
+            run_step(set.c_str(), stack, weights, turn);
+            run_several(set.c_str(), stack, weights, turn, 1 + turn % 11);
+            ++turn;
         }
     }
 }
@@ -67,7 +97,22 @@ void run_extremes(int64_t& turn) {
     for (const std::string& set : instruction_sets()) {
         for (const int32_t weights : kWeights) {
             about(words(set.c_str(), {{"extremes, weights", weights}}));
-            run_step(set.c_str(), stack, weights, turn++);
+            run_step(set.c_str(), stack, weights, turn);
+            run_several(set.c_str(), stack, weights, turn++, 3);
+        }
+    }
+}
+
+// More steps of a row alone than a chunk holds, shared by units and not.
+void run_long(int64_t& turn) {
+    for (const int64_t hidden : {5, 70}) {
+        Random random(1);
+        const Stack stack({2, 1, 3, hidden, 4, 0, true}, random);
+        for (const std::string& set : instruction_sets()) {
+            for (const int32_t weights : kWeights) {
+                about(words(set.c_str(), {{"long, weights", weights}, {"hidden", hidden}}));
+                run_several(set.c_str(), stack, weights, turn++, 259);
+            }
         }
     }
 }
@@ -94,6 +139,7 @@ void run_steps() {
     run_stack({1, 260, 0, 16, 65, 7, true}, turn);
     for (const int64_t rows : {1, 2, 3, 6, 20, 130}) run_stack({2, rows, 17, 130, 65, 0, true}, turn);
     run_extremes(turn);
+    run_long(turn);
 }
 
 }  // namespace driver

@@ -89,6 +89,11 @@ void run_stacks(const char* set) {
                 const PackedStack packed(run, weights, stack, Place::heap);
                 return packed.step(run, stack.h, stack.c, Place::heap, false);
             });
+            const int64_t steps = rows == 1 ? 140 : 4;
+            const StepsCase given{random.floats(rows * steps * 17, 2.0f), {}, stack.h, stack.c, steps};
+            in_every_team(set, "steps", [&](const UnrolledRun& run) {
+                return PackedStack(run, weights, stack, Place::heap).steps(run, given, Place::heap);
+            });
         }
     }
 }

@@ -1,9 +1,11 @@
-"""One time step of a whole stack by the native library: its weights packed, its pointers bound once."""
+"""Time steps of a whole stack by the native library: its weights packed, its pointers bound once."""
 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from ctypes import POINTER, Structure, c_char_p, c_int32, c_int64, c_void_p
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -32,10 +34,11 @@ class _Step(Structure):
 
 
 class _Call(NamedTuple):
-    """A step with its pointers: `references` are those that the C function takes."""
+    """A step with its pointers, and the C functions with it: they return what is wrong with it, and take it else."""
 
     step: _Step
-    references: tuple[object, object]
+    take: Callable[[], bytes | None]
+    take_several: Callable[[c_int64], bytes | None]
 
 
 class NativeStep:
@@ -52,7 +55,6 @@ class NativeStep:
         layers, self._hidden = len(weights.layers), weights.layers[0].w_h.shape[0]
         # A step reads one h and writes the other.
         self._h = (torch.zeros(layers, rows, self._hidden), torch.zeros(layers, rows, self._hidden))
-        self._top = (self._h[0][-1], self._h[1][-1])
         self._turn = 0
         self.c = torch.zeros(layers, rows, self._hidden)
         self._upper = [self._layer(weights, k) for k in range(1, layers)]
@@ -61,6 +63,8 @@ class NativeStep:
         self._ids: tuple[_Call, _Call] | None = None
         self._embedding: Tensor | None = None
         self._kept: list[object] = []
+        self._width = weights.layers[0].w_x.shape[0]
+        self._scratch: Tensor | None = None
 
     @property
     def h(self) -> Tensor:
@@ -76,7 +80,7 @@ class NativeStep:
 
     def take_frames(self, weights: StackWeights) -> None:
         """Make ready for frames, floats [rows, input]."""
-        self._frames = self._bound(self._layer(weights, 0), weights.layers[0].w_x.shape[0], None)
+        self._frames = self._bound(self._layer(weights, 0), self._width, None)
 
     def take_ids(self, weights: StackWeights) -> None:
         """Make ready for ids: of the embedding's rows, or of one-hot rows."""
@@ -93,37 +97,57 @@ class NativeStep:
     def frames(self, x: Tensor, out: Tensor) -> None:
         """Take a step on `x` [rows, input]; `out` [rows, output] may be `x` itself."""
         assert self._frames is not None
-        call = self._frames[self._turn]
-        call.step.x = x.data_ptr()
-        self._take(call, out)
+        # This and `ids` are written out: a small step takes a few microseconds.
+        step, take, _ = self._frames[self._turn]
+        step.x, step.out = x.data_ptr(), out.data_ptr()
+        if (message := take()) is not None:
+            raise _refusal(message)
+        self._turn ^= 1
 
     def ids(self, ids: Tensor, out: Tensor) -> None:
         """Take a step on `ids` [rows] int64; IndexError, and nothing done, where one is out of range."""
         if self._ids is None:
-            assert self._embedding is not None
-            torch.index_select(self._embedding, 0, ids, out=self._x)
-            return self.frames(self._x, out)
-        call = self._ids[self._turn]
-        call.step.ids = ids.data_ptr()
-        try:
-            self._take(call, out)
-        except RuntimeError:
-            if bool(((ids < 0) | (ids >= call.step.vocabulary)).any()):
-                raise IndexError("an id is out of range") from None
-            raise
+            return self.frames(self._embedded(ids, self._x), out)
+        step, take, _ = self._ids[self._turn]
+        step.ids, step.out = ids.data_ptr(), out.data_ptr()
+        if (message := take()) is not None:
+            raise _refusal_of_ids(message, ids, step)
+        self._turn ^= 1
         return None
 
-    def _take(self, call: _Call, out: Tensor) -> None:
-        if not self._rows:
-            return
-        if self._projection is not None:
-            call.step.out = out.data_ptr()
-        message = self._library.step(*call.references)
-        if message is not None:
-            raise RuntimeError(f"the native library refused the step: {message.decode()}")
-        self._turn ^= 1
-        if self._projection is None:
-            out.copy_(self._top[self._turn])
+    def several_frames(self, x: Tensor, out: Tensor) -> None:
+        """Take the steps of `x` [rows, time, input]; `out` [rows, time, output] may be `x` itself."""
+        assert self._frames is not None
+        step = self._frames[self._turn].step
+        step.x = x.data_ptr()
+        if (message := self._take_several(self._frames, x.shape[1], out)) is not None:
+            raise _refusal(message)
+
+    def several_ids(self, ids: Tensor, out: Tensor) -> None:
+        """Take the steps of `ids` [rows, time] int64; IndexError, and nothing done, where one is out of range."""
+        if self._ids is None:
+            return self.several_frames(self._embedded(ids.flatten()).unflatten(0, ids.shape), out)
+        step = self._ids[self._turn].step
+        step.ids = ids.data_ptr()
+        if (message := self._take_several(self._ids, ids.shape[1], out)) is not None:
+            raise _refusal_of_ids(message, ids, step)
+        return None
+
+    def _embedded(self, ids: Tensor, out: Tensor | None = None) -> Tensor:
+        assert self._embedding is not None
+        return torch.index_select(self._embedding, 0, ids, out=out)
+
+    def _take_several(self, calls: tuple[_Call, _Call], steps: int, out: Tensor) -> bytes | None:
+        step, _, take_several = calls[self._turn]
+        # It serves single steps too.
+        if self._scratch is None:
+            sizes = (self._kind, self._rows, self._width, self._hidden, self._run.threads)
+            self._scratch = self._memory(self._library.several_scratch_bytes(*sizes))
+        step.scratch, step.scratch_bytes, step.out = self._scratch.data_ptr(), self._scratch.nbytes, out.data_ptr()
+        message = take_several(c_int64(steps))
+        if message is None and steps:
+            self._turn ^= 1
+        return message
 
     def _bound(self, bottom: Tensor, width: int, table: Tensor | None) -> tuple[_Call, _Call]:
         """The two steps that take turns, all pointers set but those of x or ids and out."""
@@ -151,7 +175,8 @@ class NativeStep:
                 scratch=scratch.data_ptr(),
                 scratch_bytes=scratch.nbytes,
             )
-            calls.append(_Call(step, (ctypes.byref(run), ctypes.byref(step))))
+            functions = (self._library.step, self._library.steps)
+            calls.append(_Call(step, *(partial(each, ctypes.byref(run), ctypes.byref(step)) for each in functions)))
         return calls[0], calls[1]
 
     def _layer(self, weights: StackWeights, k: int, input_size: int | None = None) -> Tensor:
@@ -180,6 +205,16 @@ class NativeStep:
         return kernels.empty((-(-size // 4),))
 
 
+def _refusal(message: bytes) -> RuntimeError:
+    return RuntimeError(f"the native library refused the step: {message.decode()}")
+
+
+def _refusal_of_ids(message: bytes, ids: Tensor, step: _Step) -> Exception:
+    if bool(((ids < 0) | (ids >= step.vocabulary)).any()):
+        return IndexError("an id is out of range")
+    return _refusal(message)
+
+
 def _check(message: bytes | None) -> None:
     if message is not None:
         raise RuntimeError(f"the native library refused the weights: {message.decode()}")
@@ -193,7 +228,9 @@ class _Functions:
 
         def function(name: str, result: type, *arguments: type) -> Any:
             found = library[f"unrolled_step{name}"]
-            found.restype, found.argtypes = result, arguments
+            found.restype = result
+            if arguments:
+                found.argtypes = arguments
             return found
 
         size, pointer = c_int64, c_void_p
@@ -206,4 +243,6 @@ class _Functions:
         self.pack_projection = function(
             "_pack_projection", c_char_p, pointer, c_int32, size, size, pointer, pointer, pointer
         )
-        self.step = function("", c_char_p, pointer, pointer)
+        self.several_scratch_bytes = function("s_scratch_bytes", size, c_int32, size, size, size, size)
+        # Without types: they are given references, and a step has no time for conversions.
+        self.step, self.steps = function("", c_char_p), function("s", c_char_p)

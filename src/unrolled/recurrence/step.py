@@ -1,4 +1,4 @@
-"""One time step of a whole stack: what its weights are, and how plain torch takes it."""
+"""Time steps of a whole stack: what its weights are, and how plain torch takes them."""
 
 from __future__ import annotations
 
@@ -69,6 +69,19 @@ class PlainStep:
         assert self._table is not None
         torch.index_select(self._table, 0, ids, out=self._pre)
         self._climb(out)
+
+    def several_frames(self, x: Tensor, out: Tensor) -> None:
+        """Take the steps of `x` [rows, time, input]; `out` [rows, time, output] may be `x` itself."""
+        for frame, output in zip(x.unbind(1), out.unbind(1), strict=True):
+            self.frames(frame, output)
+
+    def several_ids(self, ids: Tensor, out: Tensor) -> None:
+        """Take the steps of `ids` [rows, time] int64; IndexError, and nothing done, where one is out of range."""
+        assert self._table is not None
+        if bool(((ids < 0) | (ids >= self._table.shape[0])).any()):
+            raise IndexError("an id is out of range")
+        for each, output in zip(ids.unbind(1), out.unbind(1), strict=True):
+            self.ids(each, output)
 
     def _climb(self, out: Tensor) -> None:
         for k, (w_x, w_h, bias) in enumerate(self._layers):
