@@ -10,10 +10,11 @@ import pytest
 import torch
 from small_runs import SAMPLE, TALE, log, only, run, small, sums
 
-from unrolled.checkpoint import load
+from unrolled.checkpoint import load, load_training
 from unrolled.config import ConfigError
 from unrolled.corpus import Corpus, CorpusError, Split, read_corpus
-from unrolled.evaluate import Counts, evaluate
+from unrolled.evaluate import Counts, Score, evaluate
+from unrolled.events import Event
 from unrolled.loss import nats
 from unrolled.model import LanguageModel, ModelConfig
 from unrolled.optimize import learning_rate
@@ -109,7 +110,10 @@ def test_a_loss_that_is_no_number_ends_training_and_keeps_the_last_model(config:
     )
     reason = "the loss is nan and the gradient's norm nan at step 15"
     assert log(tmp_path / "run", "diverged") == [{"event": "diverged", "step": 14, "reason": reason}]
-    assert load(tmp_path / "run").directory.name == "step-00000010"
+    kept = load(tmp_path / "run")
+    assert kept.directory.name == "step-00000010"
+    assert all(bool(weight.isfinite().all()) for weight in kept.model.parameters())
+    assert all(bool(value.isfinite().all()) for value in load_training(tmp_path / "run").tensors.values())
     assert run(config)[-1].step == 30
 
 
@@ -196,6 +200,115 @@ def test_a_model_of_ones_own(config: TrainConfig, tmp_path: Path) -> None:
         ConfigError, match=rf"was built for 9 tokens, the text has {vocabulary}; build it with ModelConfig"
     ):
         Trainer(config, model=LanguageModel(ModelConfig(9)))
+
+
+def scores(monkeypatch: pytest.MonkeyPatch, *nats: float) -> None:
+    """Each evaluation of a run gives the next of these."""
+    given = iter(nats)
+    monkeypatch.setattr(sys.modules["unrolled.train"], "blocks", lambda *_: Score(x := next(given), x, math.exp(x), 9))
+
+
+def test_a_run_ends_early_and_says_which_step_was_best(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = dataclasses.replace(config, steps=90, patience=2)
+    scores(monkeypatch, 3.0, 2.0, 2.5, 2.0)
+    events = run(config)
+    last = events[-1]
+    assert (last.step, last.early, last.interrupted) == (40, True, False), "an equal score is no better"
+    assert (last.best_step, last.best.nats) == (20, 2.0)
+    assert last.evaluation is not None
+    assert (tmp_path / "run" / "best").read_text() == "step-00000020\n"
+    assert [event.best for event in only(events, Saved)] == [True, True, False, False]
+    assert [type(event) for event in run(config)] == [Started, Finished], "the same command has nothing left to do"
+    scores(monkeypatch, 1.0, 1.5, 1.5, 1.5)
+    longer = run(dataclasses.replace(config, patience=3))
+    assert (longer[0].step, longer[-1].step, longer[-1].best_step) == (40, 80, 50)
+
+
+def test_waiting_goes_on_where_it_stood(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(config, steps=90, patience=3)
+    scores(monkeypatch, 2.0, 2.5, 2.5, 2.5)
+    run(config, 34)
+    rest = run(config)
+    assert (rest[-1].step, rest[-1].early, rest[-1].best_step) == (40, True, 10)
+
+
+def test_patience_needs_scores(config: TrainConfig) -> None:
+    with pytest.raises(ConfigError, match=r"patience needs scores, and there is no validation text; add --val FILE or"):
+        Trainer(dataclasses.replace(config, split=(1.0,), patience=2))
+
+
+def test_callbacks_hear_every_event_first_and_may_stop_the_run(config: TrainConfig) -> None:
+    heard: list[Event] = []
+
+    def callback(event: Event, trainer: Trainer) -> None:
+        heard.append(event)
+        if isinstance(event, StepDone) and event.step == 4:
+            trainer.stop()
+
+    events = []
+    for event in Trainer(config, callbacks=[callback, lambda event, trainer: None]).run():
+        assert heard[-1] is event
+        events.append(event)
+    assert heard == events
+    assert (events[-1].step, events[-1].interrupted) == (4, True)
+
+
+def test_what_a_callback_raises_ends_the_run_once_the_model_is_saved(config: TrainConfig, tmp_path: Path) -> None:
+    def callback(event: Event, trainer: Trainer) -> None:
+        if isinstance(event, StepDone) and event.step == 13:
+            raise ZeroDivisionError("mine")
+
+    trainer = Trainer(config, callbacks=[callback])
+    with pytest.raises(ZeroDivisionError, match="mine"):
+        list(trainer.run())
+    assert load(tmp_path / "run").training["step"] == 13
+    run(dataclasses.replace(config, out=str(tmp_path / "whole")))
+    run(config)
+    assert sums(tmp_path / "run" / "step-00000030") == sums(tmp_path / "whole" / "step-00000030")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        torch.OutOfMemoryError("CUDA out of memory"),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_where_memory_runs_out_a_sentence_says_what_takes_less(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    trainer = Trainer(dataclasses.replace(config, accumulate=2))
+
+    def full(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(trainer.model, "forward", full)
+    with pytest.raises(
+        TrainingError, match=r"step 1 of 4 lanes x 16 tokens does not fit .* cpu; --accumulate 4 makes "
+    ):
+        list(trainer.run())
+
+
+def test_another_error_of_torch_is_no_lack_of_memory(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(config)
+
+    def wrong(*_: object, **__: object) -> None:
+        raise RuntimeError("shapes")
+
+    monkeypatch.setattr(trainer.model, "forward", wrong)
+    with pytest.raises(RuntimeError, match="shapes"):
+        list(trainer.run())
+
+
+def test_plain_gradient_descent(config: TrainConfig) -> None:
+    trainer = Trainer(dataclasses.replace(config, optimizer="sgd", clip=0.0, weight_decay=0.0, ema=0.0, lr=0.5))
+    before = {name: value.detach().clone() for name, value in trainer.model.named_parameters()}
+    rate = trainer._learner.step(0).rate
+    for name, value in trainer.model.named_parameters():
+        torch.testing.assert_close(value, before[name] - rate * value.grad, msg=name)
 
 
 def test_threads_are_set_while_it_runs_and_then_as_before(config: TrainConfig) -> None:

@@ -1,0 +1,66 @@
+"""One step: lots of lanes make the same step, products in bfloat16 leave the rest alone."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from small_runs import small
+
+from unrolled.config import TrainConfig
+from unrolled.learner import NotFiniteError
+from unrolled.train import Trainer
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    return dataclasses.replace(small(tmp_path, monkeypatch), dropout=0.0, dtype="float64")
+
+
+def after(config: TrainConfig, steps: int) -> tuple[Trainer, list[float], dict[str, torch.Tensor]]:
+    trainer = Trainer(config)
+    losses = [trainer._learner.step(step).loss for step in range(steps)]
+    return trainer, losses, {name: value.clone() for name, value in trainer._learner.tensors().items()}
+
+
+@pytest.mark.parametrize("lots", [2, 3, 4])
+def test_lots_of_lanes_make_the_same_step(config: TrainConfig, lots: int) -> None:
+    """Across an epoch's end, 4 lanes in lots that need not be alike: weights, moments, state and loss."""
+    one, losses, tensors = after(config, 53)
+    many, others, others_tensors = after(dataclasses.replace(config, accumulate=lots), 53)
+    assert one.lanes.windows_per_epoch == 50
+    assert others == pytest.approx(losses, rel=1e-9)
+    assert others_tensors.keys() == tensors.keys()
+    for name, value in tensors.items():
+        torch.testing.assert_close(others_tensors[name], value, rtol=1e-6, atol=1e-9, msg=name)
+    assert tensors["state.h"].shape == (2, 4, 12)
+    assert [lot.stop - lot.start for lot in many._learner._lots] == {2: [2, 2], 3: [1, 1, 2], 4: [1] * 4}[lots]
+
+
+def test_a_lot_is_all_that_goes_through_the_model_at_once(config: TrainConfig) -> None:
+    trainer, seen = Trainer(dataclasses.replace(config, accumulate=4)), []
+    trainer.model.register_forward_pre_hook(lambda module, given: seen.append(tuple(given[0].shape)))
+    trainer._learner.step(0)
+    assert seen == [(1, 16)] * 4
+
+
+@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="no bfloat16 here")
+def test_autocast_computes_products_in_bfloat16_and_keeps_state_and_weights(config: TrainConfig) -> None:
+    plain = dataclasses.replace(config, dtype="float32")
+    _, losses, _ = after(plain, 30)
+    low, others, tensors = after(dataclasses.replace(plain, autocast="bfloat16"), 30)
+    assert others != losses
+    assert others == pytest.approx(losses, rel=0.05)
+    assert {value.dtype for value in tensors.values()} == {torch.float32}
+    assert {value.dtype for value in low.model.parameters()} == {torch.float32}
+
+
+def test_a_step_that_is_no_number_moves_nothing(config: TrainConfig) -> None:
+    trainer = Trainer(config)
+    trainer._learner.step(0)
+    with torch.no_grad():
+        trainer.model.lstm.proj.bias[0] = torch.inf
+    before = {name: value.clone() for name, value in trainer.model.state_dict().items()}
+    with pytest.raises(NotFiniteError, match=r"the loss is .* and the gradient's norm nan at step 2"):
+        trainer._learner.step(1)
+    assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
