@@ -177,12 +177,12 @@ def test_ctrl_c_anywhere_else_exits_with_130(call, monkeypatch, text_file):
 
 
 def test_eval_json_is_a_line_for_each_text(call, text_file, model_directory):
-    Path("other.txt").write_text(TEXT[:500])
-    code, out, err = call("eval", model_directory, text_file, "other.txt", "--train", text_file, "--json")
+    Path("[draft].txt").write_text(TEXT[:500])
+    code, out, err = call("eval", model_directory, text_file, "[draft].txt", "--train", text_file, "--json")
     assert (code, err) == (0, "")
     run = load(model_directory)
     counts = Counts.of(read_corpus(text_file, split=(1.0,)).train, run.tokenizer)
-    for line, file in zip(out.splitlines(), (text_file, "other.txt"), strict=True):
+    for line, file in zip(out.splitlines(), (text_file, "[draft].txt"), strict=True):
         text = read_corpus(file, split=(1.0,)).train
         expected = asdict(evaluate(run.model, text, run.tokenizer, counts=counts))
         assert json.loads(line) == {"text": file, **expected, "notes": []}

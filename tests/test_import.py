@@ -133,7 +133,7 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str):
 @pytest.mark.parametrize(
     "before",
     [
-        "import unrolled.evaluate, unrolled.generate",
+        "import unrolled.dynamic, unrolled.evaluate, unrolled.generate",
         "import unrolled; unrolled.evaluate, unrolled.generate; import unrolled.evaluate, unrolled.generate",
         "from unrolled.evaluate import Score; from unrolled.generate import Piece; import unrolled",
         "import unrolled.train, unrolled.checkpoint",
@@ -141,20 +141,21 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str):
     ],
 )
 def test_a_function_is_never_hidden_by_its_module(before: str):
-    """`evaluate` and `generate` each name a function and the module it is in: the public name is the function."""
+    """`dynamic`, `evaluate` and `generate` each name a function and the module it is in: the public name is the function."""
     shared = sorted(set(unrolled._HOME) & set(unrolled._MODULES))
-    assert shared == ["evaluate", "generate"]
+    assert shared == ["dynamic", "evaluate", "generate"]
     found = fresh(f"""
 {before}
 import json, sys
-from unrolled import evaluate, generate
+from unrolled import dynamic, evaluate, generate
 homes = {{name: sys.modules["unrolled." + name] for name in {shared}}}
 print(json.dumps([
+    unrolled.dynamic is dynamic is homes["dynamic"].dynamic,
     unrolled.evaluate is evaluate is homes["evaluate"].evaluate,
     unrolled.generate is generate is homes["generate"].generate,
 ]))
 """)
-    assert found == [True, True]
+    assert found == [True, True, True]
 
 
 @pytest.mark.parametrize(

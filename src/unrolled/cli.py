@@ -121,7 +121,12 @@ def train(*files: str, config: str | None = None, settings: Annotated[Flags, Par
 
 
 @app.command(name="eval")
-def score(run: Path, /, *files: Path, request: Annotated[ScoreRequest, Parameter(name="*")] = _SCORE_REQUEST) -> None:
+def score(
+    run: Path,
+    /,
+    *files: Annotated[Path, Parameter(json_list=False)],
+    request: Annotated[ScoreRequest, Parameter(name="*")] = _SCORE_REQUEST,
+) -> None:
     """Score a model on texts: with its state carried and in blocks from zeros, beside what counting n-grams reaches.
 
     Parameters
@@ -207,6 +212,22 @@ def bench(
     console.print(table(report))
     for line in notes(report):
         _say(line)
+
+
+@app.command
+def plot(run: Path, /, *, out: Path | None = None) -> None:
+    """Draw the course of a run, also of one at work: losses, scores on the validation text, the learning rate.
+
+    Parameters
+    ----------
+    run
+        Directory of a run.
+    out
+        The picture, .svg or .png; without it, curve.svg in the run.
+    """
+    from .curve import plot
+
+    _say(f"drawn: {plot(run, out)}")
 
 
 @app.command

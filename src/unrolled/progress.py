@@ -172,7 +172,7 @@ class _Screen:
             self._console.print(score_table(event.evaluation), soft_wrap=True)
         if not self._quiet:
             self._console.print("\nNext:")
-            for command in _next(event, config, begins):
+            for command in _next(event, begins):
                 self._command(*command)
 
     def _command(self, *arguments: str) -> None:
@@ -210,12 +210,11 @@ def _not_saved(event: SaveFailed) -> str:
     return f"step {event.step} could not be saved: {event.reason}; {stays}, and the next save tries again"
 
 
-def _next(event: Finished, config: TrainConfig, sentence: str) -> Iterator[list[str]]:
+def _next(event: Finished, sentence: str) -> Iterator[list[str]]:
     run = str(event.directory)
     yield ["generate", run, "--prompt", " ".join(sentence.split()[:3])]
-    text = config.val or (config.files[0] if config.files else "README.md")
-    if Path(text).is_file():
-        yield ["eval", run, text]
+    if event.evaluation is not None:
+        yield ["eval", run, "--positions"]
     yield ["info", run]
     yield ["train", "--config", str(event.directory / "config.toml"), "--steps", str(2 * event.steps)]
 

@@ -15,7 +15,7 @@ class ScoreRequest:
 
     split: Literal["val", "test"] | None = None
     """Which part of the run's own text to score, where no file is named: val (if not given) or test."""
-    train: tuple[Path, ...] = ()
+    train: Annotated[tuple[Path, ...], Parameter(json_list=False)] = ()
     """Training text to count n-grams in, where it is no longer what and where the run found it; once for each file."""
     positions: bool = False
     """Show also what a token costs by its place in a block, from zeros and with the state carried."""
