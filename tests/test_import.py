@@ -141,7 +141,7 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str):
     ],
 )
 def test_a_function_is_never_hidden_by_its_module(before: str):
-    """`dynamic`, `evaluate` and `generate` each name a function and the module it is in: the public name is the function."""
+    """`dynamic`, `evaluate`, `generate` name a function and the module it is in: the public name is the function."""
     shared = sorted(set(unrolled._HOME) & set(unrolled._MODULES))
     assert shared == ["dynamic", "evaluate", "generate"]
     found = fresh(f"""
