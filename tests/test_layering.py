@@ -95,6 +95,7 @@ ARROWS: dict[str, set[str]] = {
     "own_model": {"model", "state_layout", "tokens"},
     "pace": {"config", "corpus", "evaluate", "lanes", "learner", "machine", "own_model", "state_layout"},
     "board": {"config", "events"},
+    "curve": set(),
     "signals": set(),
     "train": {
         *("model", "lanes", "evaluate", "generate", "checkpoint", "corpus", "beginning", "weights"),
@@ -116,6 +117,7 @@ FOREIGN: dict[str, set[str]] = {
     "bookmark": {"safetensors"},
     "bpe": {"tokenizers"},
     "weights": {"safetensors"},
+    "curve": {"matplotlib"},
     "trace": {"rich"},
     "progress": {"rich"},
     "score_request": {"cyclopts"},

@@ -3,12 +3,16 @@
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from small_runs import small
+from small_runs import TALE, small
 
-from unrolled.config import TrainConfig
+from unrolled.config import ConfigError, TrainConfig
+from unrolled.corpus import Corpus, Split
 from unrolled.learner import NotFiniteError
+from unrolled.loss import nats
+from unrolled.tokens import ByteTokenizer
 from unrolled.train import Trainer
 
 
@@ -64,3 +68,38 @@ def test_a_step_that_is_no_number_moves_nothing(config: TrainConfig) -> None:
     with pytest.raises(NotFiniteError, match=r"the loss is .* and the gradient's norm nan at step 2"):
         trainer._learner.step(1)
     assert all(torch.equal(value, before[name]) for name, value in trainer.model.state_dict().items())
+
+
+def test_masked_tokens_are_read_and_not_learned(config: TrainConfig) -> None:
+    """What the masked targets are changes neither loss nor gradients; the mean is over the others."""
+    ids = ByteTokenizer().encode(TALE)[:700].copy()
+    scored = np.arange(700) % 5 != 3
+    starts = np.array([0, 90, 431])
+    first = Trainer(config, corpus=Corpus(Split(ids, starts, scored), None, None, ByteTokenizer(), "0" * 64))
+    window = first.lanes.window(0, 1)
+    plain = Trainer(config, corpus=Corpus(Split(ids, starts), None, None, ByteTokenizer(), "0" * 64)).lanes.window(0, 1)
+    position = first.lanes.offset(0) + 16 + torch.arange(16) + 1 + torch.arange(4)[:, None] * ((700 - 16) // 4)
+    opening = torch.isin(position, torch.from_numpy(starts))
+    assert torch.equal(window.inputs, plain.inputs)
+    assert window.scored is not None
+    assert torch.equal(window.scored, (position % 5 != 3) & ~opening)
+    logits, _ = first.model(window.inputs[:, :], None, resets=window.resets)
+    first._learner.lanes.window = lambda epoch, index: window._replace(  # type: ignore[method-assign]
+        targets=window.targets.masked_fill(~window.scored, 7)
+    )
+    expected = nats(logits, window.targets, window.scored).item() / int(window.scored.sum())
+    assert first._learner.step(0).loss == pytest.approx(expected, rel=1e-12)
+
+
+def test_masks_that_do_not_fit() -> None:
+    ids, starts = np.zeros(9, np.uint8), np.array([0])
+    with pytest.raises(ValueError, match=r"scored must be a bool for each of the 9 ids, got bool \[8\]"):
+        Split(ids, starts, np.ones(8, np.bool_))
+    with pytest.raises(ValueError, match=r"scored must be a bool for each of the 9 ids, got int64 \[9\]"):
+        Split(ids, starts, np.ones(9, np.int64))
+
+
+def test_a_score_takes_all_tokens(config: TrainConfig) -> None:
+    split = Split(ByteTokenizer().encode(TALE)[:700], np.array([0]), np.arange(700) > 9)
+    with pytest.raises(ConfigError, match="the validation split has tokens that are not scored"):
+        Trainer(config, corpus=Corpus(split, split, None, ByteTokenizer(), "0" * 64))

@@ -40,12 +40,20 @@ class Split:
 
     `starts` are the positions of each document's first token, ascending; `starts[0]` is 0 even where the split begins
     in the middle of a document, since nothing before it can be seen.
+
+    `scored`: False for a token that is read, and is left out of the loss of training; None means that all count.
     """
 
     ids: IntArray
     starts: NDArray[np.int64]
+    scored: NDArray[np.bool_] | None = None
 
     def __post_init__(self) -> None:
+        if self.scored is not None and (self.scored.dtype != np.bool_ or self.scored.shape != self.ids.shape):
+            raise ValueError(
+                f"scored must be a bool for each of the {self.ids.size} ids, got {self.scored.dtype} "
+                f"{list(self.scored.shape)}"
+            )
         if self.ids.ndim != 1 or not np.issubdtype(self.ids.dtype, np.integer):
             raise ValueError(f"ids must be one axis of integers, got {self.ids.dtype} {list(self.ids.shape)}")
         if self.starts.ndim != 1 or not np.issubdtype(self.starts.dtype, np.integer):

@@ -14,7 +14,7 @@ class Window(NamedTuple):
     """One training step's tokens, each tensor [lanes, window]; `targets[b, t]` is the token after `inputs[b, t]`.
 
     `resets` (bool) is True where the input is a document's first token; None means nowhere. `scored` (bool) is False
-    where the target belongs to the next document; None means that every target counts.
+    where the target belongs to the next document or `Split.scored` leaves it out; None means that every target counts.
     """
 
     inputs: Tensor
@@ -87,11 +87,12 @@ class Lanes:
         positions = firsts[:, None] + np.arange(self.window_length + 1)
         tokens = torch.from_numpy(self.split.ids[positions].astype(np.int64))
         inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
-        opens = _among(positions, self.split.starts)
-        if opens is None:
-            return Window(inputs, targets, None, None)
-        resets, crossings = torch.from_numpy(opens[:, :-1].copy()), torch.from_numpy(opens[:, 1:].copy())
-        return Window(inputs, targets, resets if resets.any() else None, ~crossings if crossings.any() else None)
+        opens, resets = _among(positions, self.split.starts), None
+        scored = np.ones(targets.shape, np.bool_) if self.split.scored is None else self.split.scored[positions[:, 1:]]
+        if opens is not None:
+            scored &= ~opens[:, 1:]
+            resets = torch.from_numpy(opens[:, :-1].copy()) if opens[:, :-1].any() else None
+        return Window(inputs, targets, resets, None if scored.all() else torch.from_numpy(scored))
 
     def offset(self, epoch: int) -> int:
         """The token at which lane 0 starts in this epoch."""

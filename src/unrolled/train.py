@@ -104,6 +104,10 @@ class Trainer:
             raise ConfigError(
                 "patience needs scores, and there is no validation text; add --val FILE or --split 0.9,0.1"
             )
+        if corpus.val is not None and corpus.val.scored is not None:
+            raise ConfigError(
+                "the validation split has tokens that are not scored, and a score takes all: leave them out"
+            )
         self.lanes = Lanes(corpus.train, config.lanes, config.window, seed=config.seed)
         if model is None:
             model = fresh(config, corpus.tokenizer.size)
@@ -143,8 +147,8 @@ class Trainer:
 
         Where `config.out` holds this very run, it is taken up: the weights, the optimiser, the carried state, the place
         in the text and the log are those of its newest model. Raises ConfigError where it holds another one,
-        LockedError where another trainer is at work there, and TrainingError where the loss is no longer a number, or the run has
-        come to its end and can't be saved.
+        LockedError where another trainer is at work there, and TrainingError where the loss is no longer a number, where
+        memory runs out, or where the run has come to its end and can't be saved.
         """
         with self._files.claimed(resume=self.config.resume):
             log_bytes = self._take_up()
