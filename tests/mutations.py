@@ -118,7 +118,7 @@ def read_all(root: Path) -> list[str]:
         lambda: load(root / "model").model(torch.zeros(1, 2, dtype=torch.int64)),
         lambda: load_training(root / "model"),
         lambda: load_tokenizer(root / "model/tokenizer.json").encode("ab"),
-        lambda: TrainConfig.load(root / "config.toml").resolved(10),
+        lambda: TrainConfig.load(root / "config.toml"),
     )
     errors = []
     for read in reads:
