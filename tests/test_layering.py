@@ -86,10 +86,11 @@ ARROWS: dict[str, set[str]] = {
     "events": {"config", "evaluate"},
     "journal": {"disk"},
     "lock": {"disk"},
-    "optimize": {"config"},
+    "ranks": set(),
+    "optimize": {"config", "ranks"},
     "machine": {"config"},
     "state_layout": {"model"},
-    "learner": {"lanes", "loss", "config", "machine", "optimize", "state_layout"},
+    "learner": {"lanes", "loss", "config", "machine", "optimize", "ranks", "state_layout"},
     "resume": {"checkpoint", "config", "corpus", "evaluate"},
     "run_directory": {"checkpoint", "config", "journal", "lock", "manifest", "resume", "tokens"},
     "own_model": {"model", "state_layout", "tokens"},
@@ -127,7 +128,9 @@ FOREIGN: dict[str, set[str]] = {
 }
 
 # Modules that may read the environment, each with the reason why no result depends on it.
-ENVIRONMENT: dict[str, str] = {}
+ENVIRONMENT = {
+    "ranks": "torchrun tells a process there which of how many it is; which lanes it reads follows from it, and no sum",
+}
 
 READS_ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.path.expandvars"}
 IMPORTS_BY_NAME = {"importlib.import_module", "__import__", "importlib.__import__", "runpy.run_module", "exec", "eval"}

@@ -15,6 +15,7 @@ from .lanes import Lanes, Window
 from .loss import nats
 from .machine import randomness
 from .optimize import Optimizer
+from .ranks import ALONE, Ranks
 from .state_layout import State, StateLayout, mapped
 
 
@@ -32,19 +33,29 @@ class Lesson(NamedTuple):
 
 
 class Learner:
-    """Moves the weights of `model`, window by window; `averaged` is the running average of where they have been."""
+    """Moves the weights of `model`, window by window; `averaged` is the running average of where they have been.
+
+    Of several ranks each reads its share of the lanes. All have the same gradients, hence the same weights.
+    """
 
     def __init__(
-        self, model: nn.Module, layout: StateLayout, lanes: Lanes, config: TrainConfig, device: torch.device
+        self,
+        model: nn.Module,
+        layout: StateLayout,
+        lanes: Lanes,
+        config: TrainConfig,
+        device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
-        """`config` is resolved: it has its steps."""
+        """`config` is resolved: it has its steps. RankError where the lanes can't be divided."""
         assert config.steps is not None, "a resolved configuration has its steps"
         self.model, self.lanes, self.device = model, lanes, device
         self._config, self._layout = config, layout
         self._optimizer = Optimizer(model, config, config.steps)
         self.averaged = self._optimizer.averaged
-        # Lots of lanes that go through the model one after the other, each with its state.
-        self._lots = _lots(config.lanes, config.accumulate)
+        self._ranks = ranks
+        # Lots of this rank's lanes that go through the model one after the other, each with its state.
+        self._lots = _lots(ranks.share(config.lanes), config.accumulate)
         self._states: list[State] = [None] * len(self._lots)
 
     def step(self, step: int) -> Lesson:
@@ -55,8 +66,8 @@ class Learner:
             self._states = [None] * len(self._lots)
         window = self.lanes.window(epoch, index)
         self._optimizer.clear()
-        with randomness(self._config.seed, step, self.device):
-            loss = self._backward(window)
+        with randomness(self._config.seed, step, self.device, self._ranks.rank):
+            loss = self._optimizer.add_up(self._backward(window), self._ranks)
         norm = self._optimizer.norm()
         # The one moment at which a step waits for the device.
         mean, length = torch.stack([loss, norm.to(loss.dtype)]).tolist()
@@ -67,7 +78,8 @@ class Learner:
     def _backward(self, window: Window) -> Tensor:
         """Leave the window's gradients with the weights and its states with the lots; its loss.
 
-        The sum of nats is divided by the tokens of all lanes before it goes backward: so lots are summed, not averaged.
+        The sum of nats is divided by the tokens of all lanes before it goes backward: so lots are summed, not averaged,
+        and ranks as well.
         """
         tokens = max(1, window.targets.numel() if window.scored is None else int(window.scored.sum()))
         low = self._config.autocast == "bfloat16"
@@ -87,9 +99,12 @@ class Learner:
         """Every number beside the averaged weights on which the next steps depend; the state is that of all lanes."""
         tensors = self._optimizer.tensors()
         if self._config.state == "carry":
-            begun = self._states[0] is not None
-            tensors |= self._layout.joined(self._states) if begun else self._layout.zeros(self._config.lanes)
+            tensors |= self._layout.zeros(self._config.lanes) if self._states[0] is None else self._state()
         return tensors
+
+    def _state(self) -> dict[str, Tensor]:
+        own = self._layout.joined(self._states)
+        return {name: self._ranks.gathered(own[name], axis) for name, axis in self._layout.axes.items()}
 
     def restore(self, averaged: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Be as when `tensors` gave these, and the averaged model's `state_dict` was `averaged`."""
@@ -99,6 +114,8 @@ class Learner:
             self._states = [self._layout.chosen(there, lanes) for lanes in self._lots]
 
 
-def _lots(lanes: int, count: int) -> list[slice]:
-    bounds = [lanes * lot // count for lot in range(count + 1)]
+def _lots(lanes: slice, count: int) -> list[slice]:
+    width = lanes.stop - lanes.start
+    count = min(count, width)
+    bounds = [lanes.start + width * lot // count for lot in range(count + 1)]
     return [slice(begin, end) for begin, end in pairwise(bounds)]

@@ -12,10 +12,15 @@ import torch
 from .config import ConfigError
 
 
-def device_named(name: str) -> torch.device:
-    """`auto` is a CUDA device if there is one. ConfigError for what can't be used here."""
+def device_named(name: str, local_rank: int | None = None) -> torch.device:
+    """`auto` is a CUDA device if there is one. ConfigError for what can't be used here.
+
+    With a `local_rank`, that of the ranks on this machine, each takes a CUDA device of its own, whichever is named.
+    """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if local_rank is not None and name.startswith("cuda") and torch.cuda.is_available():
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -40,9 +45,9 @@ def check_autocast(device: torch.device) -> None:
 
 
 @contextmanager
-def randomness(seed: int, step: int, device: torch.device) -> Iterator[None]:
-    """Torch's generators seeded from (seed, step)."""
-    (derived,) = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)
+def randomness(seed: int, step: int, device: torch.device, rank: int = 0) -> Iterator[None]:
+    """Torch's generators seeded from (seed, step), and from the rank where there are several."""
+    (derived,) = np.random.SeedSequence([seed, step, *([rank] if rank else [])]).generate_state(1, np.uint64)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(int(derived))
         yield

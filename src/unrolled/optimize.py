@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TrainConfig
+from .ranks import Ranks
 
 BETAS = (0.9, 0.99)
 # The learning rate ends at this share of its peak.
@@ -42,6 +43,24 @@ class Optimizer:
     def clear(self) -> None:
         """Forget the gradients; those of the next backward passes add up."""
         self._torch.zero_grad(set_to_none=True)
+
+    def add_up(self, loss: Tensor, ranks: Ranks) -> Tensor:
+        """Each gradient becomes the sum of all ranks' gradients, in one exchange; returns the sum of their losses.
+
+        A weight that no rank's gradient has reached stays without one.
+        """
+        if ranks.size == 1:
+            return loss
+        widest = torch.float64 if any(weight.dtype == torch.float64 for weight in self._parameters) else torch.float32
+        grads = [torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in self._parameters]
+        reached = torch.tensor([weight.grad is not None for weight in self._parameters], device=loss.device)
+        parts = [loss.reshape(1), reached, *(grad.flatten() for grad in grads)]
+        numbers = torch.cat([part.to(widest) for part in parts])
+        ranks.add(numbers)
+        total, anywhere, *sums = numbers.split([part.numel() for part in parts])
+        for weight, grad, summed, times in zip(self._parameters, grads, sums, anywhere.tolist(), strict=True):
+            weight.grad = grad.copy_(summed.view_as(grad)) if times else None
+        return loss.copy_(total[0])
 
     def norm(self) -> Tensor:
         """The norm of all gradients together, a scalar tensor."""

@@ -1,0 +1,232 @@
+"""The processes that train one model together: who this one is, and all that they say to each other.
+
+The process group is the caller's, or torchrun's (`joined`). What is said beside numbers is JSON: torch's own way to
+send objects would unpickle them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+# Rank 0 encodes, evaluates and saves alone, and the others wait for as long as that may take; a process that dies ends
+# the waiting at once, since its connections close.
+LONGEST_WAIT = timedelta(days=1)
+# Seconds in which another rank says what went wrong, before this one's exit makes torchrun end all of them.
+_TIME_TO_SPEAK = 2.0
+_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+_SPOKEN = "unrolled/spoken"
+
+_T = TypeVar("_T")
+
+
+class RankError(ValueError):
+    """Ranks that can't go on together; the message says why, and what to do."""
+
+
+class RankLostError(RankError):
+    """Another rank has ended, or can't be reached."""
+
+
+class ElsewhereError(RankError):
+    """What went wrong on another rank, which says so itself."""
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process is number `rank` of `size`, and number `local` on its machine; alone, everything is this process's.
+
+    Every method but `share` is called by all ranks, in the same order. Raises RankLostError where one of them is gone.
+    """
+
+    rank: int = 0
+    size: int = 1
+    local: int = 0
+
+    @classmethod
+    def present(cls) -> Ranks:
+        """Those of the process group that is initialised; one alone where none is."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return ALONE
+        rank = dist.get_rank()
+        return cls(rank, dist.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)))
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which alone logs, prints, evaluates, samples and saves."""
+        return self.rank == 0
+
+    def share(self, lanes: int) -> slice:
+        """Which of the lanes are this rank's. RankError where they can't be divided."""
+        each, rest = divmod(lanes, self.size)
+        if rest:
+            fits = [str(self.size * count) for count in (each, each + 1) if count]
+            raise RankError(
+                f"lanes={lanes} can't be divided among {self.size} ranks, which take equally many; use --lanes "
+                f"{' or --lanes '.join(fits)}"
+            )
+        return slice(self.rank * each, (self.rank + 1) * each)
+
+    def told(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns on rank 0, which alone does it: plain values, as JSON has them (a tuple becomes a list).
+
+        What it raises there, it raises; the others raise ElsewhereError.
+        """
+        if self.size == 1:
+            return work()
+        if not self.is_first:
+            said = self._hear()
+            if "error" in said:
+                raise ElsewhereError(f"rank 0: {said['error']}")
+            value: _T = said["value"]
+            return value
+        try:
+            value = work()
+        except Exception as error:
+            self._say({"error": str(error)})
+            raise
+        self._say({"value": value})
+        return value
+
+    def in_turn(self, work: Callable[[], _T]) -> _T:
+        """What `work` returns here; rank 0 does it first, then one rank of each machine, then the rest.
+
+        So that what one leaves on the disk, the others find. Where it raises on one, the others raise ElsewhereError.
+        """
+        if self.size == 1:
+            return work()
+        turn = 0 if self.is_first else 1 if self.local == 0 else 2
+        done: list[_T] = []
+        for now in range(3):
+            if now == turn:
+                try:
+                    done.append(work())
+                except Exception:
+                    self.any(True)
+                    raise
+            if self.any(False):
+                raise ElsewhereError("another rank could not begin")
+        return done[0]
+
+    def any(self, here: bool) -> bool:
+        """Whether it is so on any rank."""
+        if self.size == 1:
+            return here
+        flag = torch.tensor([int(here)], device=self._device)
+        with _connected():
+            dist.all_reduce(flag, dist.ReduceOp.MAX)
+        return bool(flag.item())
+
+    def add(self, numbers: Tensor) -> None:
+        """Put the sum of all ranks' numbers in the place of this one's; the same bits on all."""
+        if self.size > 1:
+            with _connected():
+                dist.all_reduce(numbers)
+
+    def spread(self, tensors: Sequence[Tensor]) -> None:
+        """Put rank 0's numbers in the place of this rank's."""
+        if self.size == 1:
+            return
+        for tensor in tensors:
+            moving = tensor.detach().to(self._device_for(tensor)).contiguous()
+            with _connected():
+                dist.broadcast(moving, 0)
+            with torch.no_grad():
+                tensor.copy_(moving)
+
+    def gathered(self, tensor: Tensor, axis: int) -> Tensor:
+        """Every rank's tensor, of one shape, one behind the other along an axis."""
+        if self.size == 1:
+            return tensor
+        own = tensor.detach().to(self._device_for(tensor)).contiguous()
+        parts = [torch.empty_like(own) for _ in range(self.size)]
+        with _connected():
+            dist.all_gather(parts, own)
+        return torch.cat(parts, axis).to(tensor.device)
+
+    def _say(self, value: dict[str, Any]) -> None:
+        data = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        with _connected():
+            dist.broadcast(torch.tensor([data.numel()], device=self._device), 0)
+            dist.broadcast(data.to(self._device), 0)
+
+    def _hear(self) -> Any:
+        length = torch.zeros(1, dtype=torch.int64, device=self._device)
+        with _connected():
+            dist.broadcast(length, 0)
+            data = torch.empty(int(length.item()), dtype=torch.uint8, device=self._device)
+            dist.broadcast(data, 0)
+        return json.loads(bytes(data.tolist()))
+
+    @property
+    def _device(self) -> torch.device:
+        """Where numbers have to be to be sent: in memory, unless the group can send from CUDA devices alone."""
+        return torch.device("cpu" if "gloo" in dist.get_backend_config() else "cuda")
+
+    def _device_for(self, tensor: Tensor) -> torch.device:
+        return tensor.device if tensor.device.type == "cuda" else self._device
+
+
+ALONE = Ranks()
+
+
+@contextmanager
+def joined(device: str) -> Iterator[Ranks]:
+    """Inside, the ranks that torchrun started, this process among them; without torchrun, this process alone.
+
+    An error that more than one of them comes to is raised on one, rank 0 if that is among them; the others exit with 1.
+    """
+    if not all(name in os.environ for name in _TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
+        yield ALONE
+        return
+    cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
+    if cuda and torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+    backend = "cpu:gloo,cuda:nccl" if cuda and dist.is_nccl_available() else "gloo"
+    with _connected():
+        dist.init_process_group(backend, timeout=LONGEST_WAIT)
+        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
+    ranks = Ranks.present()
+    try:
+        yield ranks
+    except (ValueError, OSError) as error:
+        # From here on it is this rank's to end, not torchrun's.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        if not (ranks.is_first or isinstance(error, RankLostError)):
+            time.sleep(_TIME_TO_SPEAK)
+        if not isinstance(error, ElsewhereError) and _speaks_first(store):
+            raise
+        time.sleep(_TIME_TO_SPEAK)
+        raise SystemExit(1) from None
+    else:
+        dist.destroy_process_group()
+
+
+def _speaks_first(store: Any) -> bool:
+    try:
+        return bool(store.add(_SPOKEN, 1) == 1)
+    except RuntimeError:  # the store was that of a process which is gone
+        return True
+
+
+@contextmanager
+def _connected() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise RankLostError(
+            "another rank has ended or can't be reached, and so this one ends, too; the same command goes on from the "
+            f"newest model that was saved ({reason})"
+        ) from None
