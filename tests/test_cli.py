@@ -16,8 +16,8 @@ import torch
 import unrolled
 from unrolled import progress
 from unrolled.checkpoint import load, save_model
-from unrolled.cli import BROKEN_PIPE, main
-from unrolled.config import TrainConfig
+from unrolled.cli import _GROUPS, BROKEN_PIPE, main
+from unrolled.config import FIELDS, TrainConfig
 from unrolled.corpus import read_corpus
 from unrolled.evaluate import Counts, evaluate
 from unrolled.generate import generate
@@ -96,6 +96,26 @@ def test_help_names_every_command(call):
     assert call()[1] == out
 
 
+def test_each_setting_of_train_has_a_heading(call):
+    names = " ".join(_GROUPS.values()).split()
+    assert sorted(names) == sorted(set(FIELDS) - {"files"})
+    _, out, _ = call("train", "--help")
+    found = [out.index(f" {title} ") for title in _GROUPS]
+    assert found == sorted(found)
+    assert out.index("--minutes") < out.index(" Steps ") < out.index("--accumulate")
+
+
+def test_a_picture_of_a_run(call, text_file):
+    pytest.importorskip("matplotlib")
+    call("train", text_file, *TINY, "--steps", "3", "--quiet")
+    run = Path("runs/some text")
+    assert call("plot", str(run)) == (0, f"drawn: {run / 'curve.svg'}\n", "")
+    assert "<svg" in (run / "curve.svg").read_text()
+    code, out, err = call("plot", "nothing")
+    assert (code, out) == (1, "")
+    assert "pass the directory of a run" in err
+
+
 def test_version(call):
     assert call("--version") == (0, f"{unrolled.__version__}\n", "")
 
@@ -145,6 +165,7 @@ def test_usage_errors_exit_with_2_and_a_suggestion(call, tokens, said):
         (["generate", "RUN", "--top-p", "0"], "top_p=0.0 must be above 0"),
         (["train", "nothing.txt"], "nothing.txt: there is no such file"),
         (["train", "--lr", "0"], "lr must be above 0, got 0.0"),
+        (["train", "--steps", "2", "--minutes", "1"], "--steps and --minutes both say how long to train; give one"),
         (["train", "--steps", "2", "--epochs", "1"], "steps=2 and epochs=1 both say how long"),
         (["train", "some text.txt", "--lanes", "9999"], "9999"),
         (["train", "--config", "nothing.toml"], "nothing.toml can't be read: No such file"),

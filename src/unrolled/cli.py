@@ -11,9 +11,9 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from io import TextIOWrapper
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_type_hints
 
-from cyclopts import App, ArgumentCollection, CycloptsError, Parameter, Token
+from cyclopts import App, ArgumentCollection, CycloptsError, Group, Parameter, Token
 from cyclopts.config import Dict
 from rich.text import Text
 
@@ -27,6 +27,14 @@ from .score_request import ScoreRequest
 BROKEN_PIPE = 141
 
 
+_GROUPS = {
+    "Text": "tokens vocabulary tokenizer document_separator val split",
+    "Model": "layers hidden embedding dropout embedding_dropout init_from",
+    "Length": "steps epochs minutes patience",
+    "Steps": "lanes window accumulate optimizer lr warmup clip weight_decay ema state",
+    "Scores and saves": "out eval_every save_every keep tensorboard resume quiet",
+    "Machine": "seed device dtype autocast threads",
+}
 _LENGTHS = {"--steps", "--epochs", "--minutes"}
 
 
@@ -57,7 +65,20 @@ def _shares(_: type, tokens: Sequence[Token]) -> tuple[float, ...]:
         raise ValueError(f'write shares with commas between them, as in 0.9,0.05,0.05; got "{text}"') from None
 
 
+def _grouped(flags: type[TrainConfig]) -> type[TrainConfig]:
+    """The fields under headings, in the order in which `--help` shows them."""
+    hints = get_type_hints(TrainConfig)
+    for number, (title, names) in enumerate(_GROUPS.items()):
+        group = Group(title, sort_key=number)
+        for name in names.split():
+            flags.__annotations__[name] = Annotated[
+                flags.__annotations__.get(name, hints[name]), Parameter(group=group)
+            ]
+    return flags
+
+
 @dataclass(frozen=True)
+@_grouped
 class Flags(TrainConfig):
     """TrainConfig's fields as flags, of which these three look different at a prompt."""
 

@@ -45,14 +45,14 @@ def plot(run: Path, out: Path | None = None) -> Path:
 
 
 def smoothed(values: list[float], half: int) -> list[float]:
-    """Means over each value and `half` of them to either side; towards the ends fewer, the same on both, so none lags."""
+    """Means over each value and `half` of them to either side; at the beginning fewer on both, so that no mean lags."""
     sums = [0.0]
     for value in values:
         sums.append(sums[-1] + value)
     result = []
     for at in range(len(values)):
-        side = min(half, at, len(values) - 1 - at)
-        result.append((sums[at + side + 1] - sums[at - side]) / (2 * side + 1))
+        begin, end = at - min(half, at), min(at + min(half, at) + 1, len(values))
+        result.append((sums[end] - sums[begin]) / (end - begin))
     return result
 
 

@@ -147,8 +147,8 @@ class Trainer:
 
         Where `config.out` holds this very run, it is taken up: the weights, the optimiser, the carried state, the place
         in the text and the log are those of its newest model. Raises ConfigError where it holds another one,
-        LockedError where another trainer is at work there, and TrainingError where the loss is no longer a number, where
-        memory runs out, or where the run has come to its end and can't be saved.
+        LockedError where another trainer is at work there, and TrainingError where the loss is no longer a number,
+        where memory runs out, or where the run has come to its end and can't be saved.
         """
         with self._files.claimed(resume=self.config.resume):
             log_bytes = self._take_up()
