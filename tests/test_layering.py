@@ -109,6 +109,7 @@ ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
     *("bookmark", "dynamic", "ngram"),
+    "state_layout",
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}

@@ -141,3 +141,33 @@ def test_gradients_reach_every_parameter() -> None:
 def test_impossible_configurations(fields: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         ModelConfig(**{"vocabulary": 11, **fields})
+
+
+def test_embedding_dropout_drops_what_the_embedding_gives_and_only_in_training() -> None:
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(9, hidden=4, layers=1, embedding=5, embedding_dropout=0.5))
+    seen = []
+    model.lstm.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    ids = torch.randint(9, (4, 50))
+    model(ids)
+    model.eval()(ids)
+    dropped, plain = seen
+    assert torch.equal(plain, model.embedding(ids))
+    kept = dropped != 0
+    assert 0.4 < kept.float().mean() < 0.6
+    torch.testing.assert_close(dropped[kept], 2 * plain[kept])
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"embedding_dropout": 1.0},
+            "embedding_dropout=1.0 must be at least 0 and below 1: the share of the embedding",
+        ),
+        ({"embedding_dropout": 0.1, "embedding": 0}, "embedding_dropout=0.1 needs an embedding, and embedding is 0"),
+    ],
+)
+def test_embedding_dropout_that_cannot_be(fields, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig(9, **fields)

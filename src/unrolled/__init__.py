@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from .recurrence import BackendUnavailable, Choice, backends
     from .stack import MultiLayerLSTM, Trace
     from .state import LSTMState
+    from .state_layout import Recurrent
     from .stepper import Stepper
     from .tokens import (
         BpeTokenizer,
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
         load_tokenizer,
         new_tokenizer,
     )
-    from .train import Trainer, TrainingError
+    from .train import Callback, Trainer, TrainingError
     from .truncated import CarriedState, TimeWindow, TimeWindows
 
 __version__ = "0.1.0"
@@ -83,7 +84,8 @@ _MODULES = {
     ),
     "dynamic": ("dynamic", "gradient_rms", "tuned", "Dynamic"),
     "config": ("TrainConfig", "ConfigError"),
-    "train": ("Trainer", "TrainingError"),
+    "train": ("Trainer", "TrainingError", "Callback"),
+    "state_layout": ("Recurrent",),
     "events": ("Started", "StepDone", "Evaluated", "Saved", "SaveFailed", "Finished"),
     "disk": ("DiskWarning",),
     "lock": ("LockedError",),
@@ -150,6 +152,8 @@ __all__ = [
     "ConfigError",
     "Trainer",
     "TrainingError",
+    "Callback",
+    "Recurrent",
     "Started",
     "StepDone",
     "Evaluated",

@@ -100,14 +100,7 @@ class Trainer:
         self.corpus, self.device = corpus, device_named(config.device)
         if config.autocast:
             check_autocast(self.device)
-        if config.patience is not None and corpus.val is None:
-            raise ConfigError(
-                "patience needs scores, and there is no validation text; add --val FILE or --split 0.9,0.1"
-            )
-        if corpus.val is not None and corpus.val.scored is not None:
-            raise ConfigError(
-                "the validation split has tokens that are not scored, and a score takes all: leave them out"
-            )
+        _check_validation(config, corpus.val)
         self.lanes = Lanes(corpus.train, config.lanes, config.window, seed=config.seed)
         if model is None:
             model = fresh(config, corpus.tokenizer.size)
@@ -346,6 +339,13 @@ class Trainer:
     def _bytes_per_token(self) -> float:
         train = self.corpus.train
         return train.bytes_scored(self.corpus.tokenizer) / max(1, len(train) - len(train.starts))
+
+
+def _check_validation(config: TrainConfig, val: Split | None) -> None:
+    if config.patience is not None and val is None:
+        raise ConfigError("patience needs scores, and there is no validation text; add --val FILE or --split 0.9,0.1")
+    if val is not None and val.scored is not None:
+        raise ConfigError("the validation split has tokens that are not scored, and a score takes all: leave them out")
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
