@@ -16,8 +16,8 @@ import torch
 import unrolled
 from unrolled import progress
 from unrolled.checkpoint import load, save_model
-from unrolled.cli import _GROUPS, BROKEN_PIPE, main
-from unrolled.config import FIELDS, TrainConfig
+from unrolled.cli import BROKEN_PIPE, main
+from unrolled.config import TrainConfig
 from unrolled.corpus import read_corpus
 from unrolled.evaluate import Counts, evaluate
 from unrolled.generate import generate
@@ -94,26 +94,6 @@ def test_help_names_every_command(call):
     assert code == 0
     assert all(name in out for name in ("train", "eval", "generate", "info", "--version"))
     assert call()[1] == out
-
-
-def test_each_setting_of_train_has_a_heading(call):
-    names = " ".join(_GROUPS.values()).split()
-    assert sorted(names) == sorted(set(FIELDS) - {"files"})
-    _, out, _ = call("train", "--help")
-    found = [out.index(f" {title} ") for title in _GROUPS]
-    assert found == sorted(found)
-    assert out.index("--minutes") < out.index(" Steps ") < out.index("--accumulate")
-
-
-def test_a_picture_of_a_run(call, text_file):
-    pytest.importorskip("matplotlib")
-    call("train", text_file, *TINY, "--steps", "3", "--quiet")
-    run = Path("runs/some text")
-    assert call("plot", str(run)) == (0, f"drawn: {run / 'curve.svg'}\n", "")
-    assert "<svg" in (run / "curve.svg").read_text()
-    code, out, err = call("plot", "nothing")
-    assert (code, out) == (1, "")
-    assert "pass the directory of a run" in err
 
 
 def test_version(call):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unrolled.cli import _GROUPS, main
 from unrolled.config import FIELDS, ConfigError, TrainConfig
 
 TEXT = st.text(st.characters(exclude_categories=["Cs"]), min_size=1)
@@ -191,3 +192,13 @@ def test_every_field_says_what_it_is() -> None:
     ]
     assert tuple(name for name, _ in fields) == FIELDS
     assert all(text.endswith(".") and "\n" not in text for _, text in fields)
+
+
+def test_each_field_is_a_flag_under_a_heading(capsys: pytest.CaptureFixture[str]) -> None:
+    names = " ".join(_GROUPS.values()).split()
+    assert sorted(names) == sorted(set(FIELDS) - {"files"})
+    main(["train", "--help"])
+    out = capsys.readouterr().out
+    found = [out.index(f" {title} ") for title in _GROUPS]
+    assert found == sorted(found)
+    assert out.index("--minutes") < out.index(" Steps ") < out.index("--accumulate")

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from unrolled import curve
+from unrolled.cli import main
 from unrolled.curve import CurveError, plot, smoothed
 
 pytest.importorskip("matplotlib")
@@ -61,3 +62,13 @@ def test_without_matplotlib_a_sentence_says_how_to_get_it(run: Path, monkeypatch
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(curve.CurveError, match=r"matplotlib is not installed: pip install 'unrolled\[plots\]'"):
         plot(run)
+
+
+def test_the_command(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["plot", str(run)])
+    assert capsys.readouterr().out == f"drawn: {run / 'curve.svg'}\n"
+    assert "<svg" in (run / "curve.svg").read_text()
+    with pytest.raises(SystemExit) as left:
+        main(["plot", str(run / "nothing")])
+    assert left.value.code == 1
+    assert "pass the directory of a run" in capsys.readouterr().err
