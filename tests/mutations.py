@@ -16,16 +16,18 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from unrolled.bpe import train_bpe
 from unrolled.checkpoint import CheckpointError, Training, load, load_training, save_model
 from unrolled.config import ConfigError, TrainConfig
 from unrolled.manifest import MANIFEST
 from unrolled.model import LanguageModel, ModelConfig
-from unrolled.tokens import CharTokenizer, TokenizerError, load_tokenizer
+from unrolled.tokens import CharTokenizer, Tokenizer, TokenizerError, load_tokenizer
 
 ROOM = 2**30
 SECONDS = 30
@@ -36,7 +38,7 @@ STRANGE += ('"\\ud800"', '"\\u0000"', "[" * 20_000, '{"a":' * 20_000, "0.5", "1e
 
 
 def originals(root: Path) -> Path:
-    """A model directory with training state, and a training configuration beside it."""
+    """A model directory with training state; beside it a configuration and, if one can be made, a BPE tokenizer."""
     torch.manual_seed(0)
     model = LanguageModel(ModelConfig(TOKENIZER.size, hidden=3, layers=2, embedding=2))
     training = Training(
@@ -44,6 +46,8 @@ def originals(root: Path) -> Path:
     )
     save_model(root / "model", model, TOKENIZER, training)
     TrainConfig(files=("a.txt",), hidden=8).save(root / "config.toml")
+    if find_spec("tokenizers"):
+        train_bpe(["the rat that ate the malt " * 20], 280).save(root / "bpe.json")
     return root
 
 
@@ -119,6 +123,7 @@ def read_all(root: Path) -> list[str]:
         lambda: load_training(root / "model"),
         lambda: load_tokenizer(root / "model/tokenizer.json").encode("ab"),
         lambda: TrainConfig.load(root / "config.toml"),
+        lambda: (root / "bpe.json").exists() and _there_and_back(load_tokenizer(root / "bpe.json")),
     )
     errors = []
     for read in reads:
@@ -127,6 +132,10 @@ def read_all(root: Path) -> list[str]:
         except EXPECTED as error:
             errors.append(type(error).__name__)
     return errors
+
+
+def _there_and_back(tokenizer: Tokenizer) -> None:
+    tokenizer.decode(tokenizer.encode("the malt"))
 
 
 def try_number(template: Path, scratch: Path, number: int) -> bool:

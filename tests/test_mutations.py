@@ -29,11 +29,12 @@ def test_damage_is_noticed_or_harmless(first: int, count: int) -> None:
 def test_a_number_is_always_the_same_damage(tmp_path: Path) -> None:
     changed = []
     for name in "ab":
-        (tmp_path / name).mkdir()
-        root = originals(tmp_path / name)
-        said = [mutate(root, number) for number in range(20)]
-        changed.append((said, {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}))
-    assert changed[0] == changed[1]
+        for number in range(5):
+            root = tmp_path / f"{name}{number}"
+            root.mkdir()
+            said = mutate(originals(root), number)
+            changed.append((said, {path.name: path.read_bytes() for path in root.rglob("*") if path.is_file()}))
+    assert changed[:5] == changed[5:]
 
 
 @pytest.mark.parametrize("change", dict.fromkeys((*MUTATIONS, *OF_TENSORS)))
