@@ -100,6 +100,14 @@ def test_positions_and_dynamic_stand_apart(trained: Path, there: tuple[Run, Corp
     )
 
 
+def test_learning_that_does_harm_is_told(trained: Path) -> None:
+    said = "Learning from this text made it no better: try a smaller --dynamic-lr, or --dynamic-tune."
+    (harmed,) = ask(trained, dynamic=True, dynamic_lr=1.0)
+    assert harmed.table().splitlines()[-1] == said
+    (helped,) = ask(trained, dynamic=True, dynamic_lr=0.005)
+    assert said not in helped.table()
+
+
 def test_plain_gradient_descent_needs_no_training_text(
     trained: Path, there: tuple[Run, Corpus], tmp_path: Path
 ) -> None:

@@ -48,6 +48,10 @@ class Result:
                 "dynamic: it goes on learning from the text that it is scored on; compare only with what does so too\n"
                 f"settings: {used.method}, lr {used.lr:g}, decay {used.decay:g}, segments of {used.segment} tokens"
             )
+            if self.dynamic.nats >= self.evaluation.stateful.nats:
+                parts.append(
+                    "Learning from this text made it no better: try a smaller --dynamic-lr, or --dynamic-tune."
+                )
         return "\n".join(parts)
 
     def as_json(self) -> str:
