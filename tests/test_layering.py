@@ -49,7 +49,8 @@ ARROWS: dict[str, set[str]] = {
     "encoding": {"sources", "tokenizer"},
     "cache": {"disk", "encoding", "sources", "tokenizer", "tokens"},
     "corpus": {"sources", "encoding", "cache", "tokens"},
-    "beginning": {"bpe", "checkpoint", "config", "corpus", "model", "tokens"},
+    "beginning": {"bpe", "checkpoint", "config", "corpus", "model", "ranks", "tokens"},
+    "endings": {"config"},
     "lanes": {"corpus"},
     "truncated": {"state"},
     "loss": set(),
@@ -94,22 +95,21 @@ ARROWS: dict[str, set[str]] = {
     "resume": {"checkpoint", "config", "corpus", "evaluate"},
     "run_directory": {"checkpoint", "config", "journal", "lock", "manifest", "resume", "tokens"},
     "own_model": {"model", "state_layout", "tokens"},
-    "pace": {"config", "corpus", "evaluate", "lanes", "learner", "machine", "own_model", "state_layout"},
+    "pace": {"config", "corpus", "evaluate", "lanes", "learner", "machine", "own_model", "ranks", "state_layout"},
     "board": {"config", "events"},
     "curve": set(),
     "signals": set(),
     "train": {
-        *("model", "lanes", "evaluate", "generate", "checkpoint", "corpus", "beginning", "weights"),
-        *("config", "events", "machine", "learner", "resume", "run_directory", "state_layout"),
-        *("board", "own_model", "pace"),
+        *("model", "lanes", "evaluate", "generate", "checkpoint", "corpus", "beginning", "weights", "pace"),
+        *("config", "events", "machine", "learner", "resume", "run_directory", "state_layout", "board", "endings"),
+        *("own_model", "ranks"),
     },
-    "progress": {"signals", "train", "config", "events", "score_table", "model", "trace"},
+    "progress": {"signals", "train", "config", "events", "score_table", "model", "ranks", "trace"},
 }
 ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
-    *("bookmark", "dynamic", "ngram"),
-    "state_layout",
+    *("bookmark", "dynamic", "ngram", "state_layout"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}
@@ -129,9 +129,7 @@ FOREIGN: dict[str, set[str]] = {
 }
 
 # Modules that may read the environment, each with the reason why no result depends on it.
-ENVIRONMENT = {
-    "ranks": "torchrun tells a process there which of how many it is; which lanes it reads follows from it, and no sum",
-}
+ENVIRONMENT = {"ranks": "there torchrun says which of how many a process is; it changes who reads what, not the sum"}
 
 READS_ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.path.expandvars"}
 IMPORTS_BY_NAME = {"importlib.import_module", "__import__", "importlib.__import__", "runpy.run_module", "exec", "eval"}

@@ -12,9 +12,10 @@ from torch import nn
 
 from .bpe import DEFAULT_VOCABULARY
 from .checkpoint import Run, latest, load
-from .config import TOKENS, ConfigError, TrainConfig
+from .config import FIELDS, TOKENS, ConfigError, TrainConfig
 from .corpus import Corpus, read_corpus
 from .model import LanguageModel, ModelConfig
+from .ranks import RankError, Ranks
 from .tokens import Tokenizer, load_tokenizer
 
 # Beside the runs' directories: one encoded text serves all of them.
@@ -52,6 +53,46 @@ def begin(config: TrainConfig) -> tuple[TrainConfig, Corpus, LanguageModel | Non
     name: Any = corpus.tokenizer.name
     known = dataclasses.replace(config, tokens=name if name in TOKENS else config.tokens, vocabulary=vocabulary)
     return known, corpus, None if source is None else _model(config, source)
+
+
+def agreed(config: TrainConfig, ranks: Ranks) -> TrainConfig:
+    """Of several ranks, rank 0's configuration, but for where texts lie and what computes here.
+
+    RankError where this rank was to train otherwise.
+    """
+    if ranks.size == 1:
+        return config
+    theirs = TrainConfig.from_dict(ranks.told(config.as_dict))
+    own = {name: getattr(config, name) for name in ("files", "val", "tokenizer", "init_from", "device", "threads")}
+    together = dataclasses.replace(theirs, **own)
+    changed = [name for name in FIELDS if getattr(config, name) != getattr(together, name)]
+    if ranks.any(bool(changed)):
+        which = f"{', '.join(changed)} of rank {ranks.rank} are not those of rank 0" if changed else "ranks differ"
+        raise RankError(f"{which}; start all ranks with the same flags")
+    return together
+
+
+def check_text(corpus: Corpus, config: TrainConfig, ranks: Ranks) -> None:
+    """ConfigError where the text does not allow what the configuration asks; RankError where ranks differ in it."""
+    val = corpus.val
+    if config.patience is not None and val is None:
+        raise ConfigError("patience needs scores, and there is no validation text; add --val FILE or --split 0.9,0.1")
+    if val is not None and val.scored is not None:
+        raise ConfigError("the validation split has tokens that are not scored, and a score takes all: leave them out")
+    if ranks.any(ranks.told(lambda: corpus.sha256) != corpus.sha256):
+        raise RankError("the ranks were given different texts; copy the same files to every machine")
+
+
+def fitting(model: nn.Module | None, config: TrainConfig, vocabulary: int) -> nn.Module:
+    """`model`, or a fresh one. ConfigError where it was built for another vocabulary."""
+    if model is None:
+        return fresh(config, vocabulary)
+    if isinstance(model, LanguageModel) and model.config.vocabulary != vocabulary:
+        raise ConfigError(
+            f"the model was built for {model.config.vocabulary} tokens, the text has {vocabulary}; build it with "
+            f"ModelConfig(vocabulary={vocabulary})"
+        )
+    return model
 
 
 def fresh(config: TrainConfig, vocabulary: int) -> LanguageModel:

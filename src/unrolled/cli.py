@@ -129,15 +129,18 @@ def train(*files: str, config: str | None = None, settings: Annotated[Flags, Par
 
     from .lanes import TooShortError
     from .progress import run
+    from .ranks import joined
     from .train import Trainer
 
     chosen = settings.as_dict()
     chosen["files"] = TrainConfig.load(config).files if config is not None and not files else files
-    try:
-        trainer = Trainer(TrainConfig.from_dict(chosen))
-    except TooShortError as error:
-        raise ValueError(error.with_flags()) from None
-    if code := run(trainer, Console(highlight=False)):
+    with joined(settings.device):
+        try:
+            trainer = Trainer(TrainConfig.from_dict(chosen))
+        except TooShortError as error:
+            raise ValueError(error.with_flags()) from None
+        code = run(trainer, Console(highlight=False))
+    if code:
         sys.exit(code)
 
 

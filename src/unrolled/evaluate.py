@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,6 +84,13 @@ class Evaluation:
     stateful: Score
     blocks: Score
     bars: Bars | None = None
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Evaluation:
+        """From the plain numbers that `asdict` makes of one."""
+        stateful, blocks, bars = values["stateful"], values["blocks"], values["bars"]
+        ngrams = {name: Score(**bars[name]) for name in ("unigram", "ngram")} if bars else {}
+        return cls(Score(**stateful), Score(**blocks), Bars(**{**bars, **ngrams}) if bars else None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -106,6 +106,21 @@ class Learner:
         own = self._layout.joined(self._states)
         return {name: self._ranks.gathered(own[name], axis) for name, axis in self._layout.axes.items()}
 
+    def begin(self, saved: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None) -> None:
+        """Restore what rank 0 was given, on all ranks; without it, begin everywhere with the weights of rank 0."""
+        if self._ranks.size > 1:
+            mine = [
+                {name: value.clone() for name, value in now.items()}
+                for now in (self.averaged.state_dict(), self.tensors())
+            ]
+            for own, given in zip(mine, saved or ({}, {}), strict=True):
+                for name, value in given.items():
+                    own[name].copy_(value)
+                self._ranks.spread(list(own.values()))
+            saved = (mine[0], mine[1])
+        if saved is not None:
+            self.restore(*saved)
+
     def restore(self, averaged: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Be as when `tensors` gave these, and the averaged model's `state_dict` was `averaged`."""
         self._optimizer.restore(averaged, tensors)

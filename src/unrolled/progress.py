@@ -24,6 +24,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .model import LanguageModel, evaluating
+from .ranks import started_by
 from .score_table import score_table
 from .signals import stopped_by_signals
 from .trace import Picture, picture
@@ -45,7 +46,8 @@ def run(trainer: Trainer, console: Console) -> int:
     event: Event | None = None
     with stopped_by_signals(trainer.stop) as signalled, _Screen(console, trainer, signalled) as screen:
         for event in trainer.run():
-            screen.show(event)
+            if trainer.ranks.is_first:
+                screen.show(event)
     interrupted = isinstance(event, Finished) and event.interrupted
     return 128 + number if interrupted and (number := signalled()) is not None else 0
 
@@ -91,7 +93,7 @@ class _Screen:
         self._shown, self._told = -math.inf, False
 
     def __enter__(self) -> _Screen:
-        if self._console.is_terminal and not self._quiet:
+        if self._console.is_terminal and not self._quiet and self._trainer.ranks.is_first:
             self._live.start()
         return self
 
@@ -176,7 +178,8 @@ class _Screen:
                 self._command(*command)
 
     def _command(self, *arguments: str) -> None:
-        self._console.print(f"  {_quoted([*invocation(), *arguments])}", soft_wrap=True, markup=False)
+        program = started_by() if arguments[0] == "train" else []
+        self._console.print(f"  {_quoted([*(program or invocation()), *arguments])}", soft_wrap=True, markup=False)
 
 
 def _opening(event: Started) -> str:

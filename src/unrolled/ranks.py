@@ -187,7 +187,7 @@ def joined(device: str) -> Iterator[Ranks]:
 
     An error that more than one of them comes to is raised on one, rank 0 if that is among them; the others exit with 1.
     """
-    if not all(name in os.environ for name in _TORCHRUN) or os.environ["WORLD_SIZE"] == "1":
+    if not _under_torchrun():
         yield ALONE
         return
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
@@ -211,6 +211,19 @@ def joined(device: str) -> Iterator[Ranks]:
         raise SystemExit(1) from None
     else:
         dist.destroy_process_group()
+
+
+def started_by() -> list[str]:
+    """The words with which torchrun started this program; none where it did not."""
+    here, size = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
+    if not _under_torchrun() or here is None:
+        return []
+    # Of several machines: where they meet is torchrun's to know.
+    return ["torchrun", *(["--nproc-per-node", here] if here == size else ["..."]), "-m", "unrolled"]
+
+
+def _under_torchrun() -> bool:
+    return all(name in os.environ for name in _TORCHRUN) and os.environ["WORLD_SIZE"] != "1"
 
 
 def _speaks_first(store: Any) -> bool:

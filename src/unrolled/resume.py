@@ -39,6 +39,12 @@ class Standing:
         scored = self.scored == self.step and self.score is not None
         return scored and (self.best is None or self.score.nats < self.best.nats)  # type: ignore[union-attr]
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Standing:
+        """From the plain values that `asdict` makes of one."""
+        scores = {name: values[name] and Score(**values[name]) for name in ("score", "best")}
+        return cls(**{**values, **scores})
+
     def see(self, score: Score) -> None:
         """Take the score of the model at hand."""
         self.score, self.scored = score, self.step
@@ -133,8 +139,7 @@ def _parsed(saved: Path, record: dict[str, Any]) -> tuple[TrainConfig, str, Stan
             if type(number) is not int:
                 raise TypeError(f"{name} must be a whole number")
         log_bytes, text = numbers.pop("log_bytes"), record["sha256"]
-        scores = {name: record[name] and Score(**record[name]) for name in ("score", "best")}
-        standing = Standing(**numbers, **scores)  # type: ignore[arg-type]
+        standing = Standing.of({**numbers, "score": record["score"], "best": record["best"]})
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{saved / 'training.json'} is not of a training run ({error})") from None
     return config, text, standing, log_bytes

@@ -6,6 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,12 +15,13 @@ from typing import Any, NoReturn, Protocol
 import torch
 from torch import Tensor, nn
 
-from .beginning import begin, fresh, settled
+from .beginning import agreed, begin, check_text, fitting, settled
 from .board import Board
 from .checkpoint import Run
 from .config import ConfigError, TrainConfig
 from .corpus import Corpus, Split
-from .evaluate import Counts, blocks, evaluate
+from .endings import diverged, is_out_of_memory, not_saved, out_of_memory
+from .evaluate import Counts, Evaluation, Score, blocks, evaluate
 from .events import Evaluated, Event, Finished, Saved, SaveFailed, Started, StepDone
 from .generate import generate
 from .lanes import Lanes
@@ -28,7 +30,8 @@ from .machine import check_autocast, device_named, threads
 from .model import LanguageModel
 from .own_model import as_language_model, write
 from .pace import steps_in
-from .resume import Standing, record, take_up, timed_before
+from .ranks import ElsewhereError, Ranks
+from .resume import Earlier, Standing, record, take_up, timed_before
 from .run_directory import RunDirectory
 from .state_layout import StateLayout
 from .weights import check_shapes
@@ -94,36 +97,33 @@ class Trainer:
         Nothing of the run is written yet, only encoded text. With `config.minutes` some steps are timed. Raises
         ConfigError, CorpusError, or TooShortError (a ValueError) for a text too short for lanes x window.
         """
+        ranks = self.ranks = Ranks.present()
+        config = agreed(config, ranks)
         if corpus is None:
-            config, corpus, earlier = begin(config)
+            config, corpus, earlier = ranks.in_turn(partial(begin, config))
             model = earlier if model is None else model
-        self.corpus, self.device = corpus, device_named(config.device)
+        self.corpus, self.device = corpus, device_named(config.device, ranks.local if ranks.size > 1 else None)
         if config.autocast:
             check_autocast(self.device)
-        _check_validation(config, corpus.val)
+        check_text(corpus, config, ranks)
         self.lanes = Lanes(corpus.train, config.lanes, config.window, seed=config.seed)
-        if model is None:
-            model = fresh(config, corpus.tokenizer.size)
-        elif isinstance(model, LanguageModel) and model.config.vocabulary != corpus.tokenizer.size:
-            raise ConfigError(
-                f"the model was built for {model.config.vocabulary} tokens, the text has {corpus.tokenizer.size}; "
-                f"build it with ModelConfig(vocabulary={corpus.tokenizer.size})"
-            )
+        model = fitting(model, config, corpus.tokenizer.size)
         self.model: Any = model.to(self.device).train()
         layout = StateLayout.of(model, corpus.tokenizer.size, self.device)
         config = settled(config, model, self.device)
         if config.minutes is not None and config.steps is None:
-            steps = timed_before(config) or steps_in(config, model, layout, self.lanes, corpus, EVALUATION_TOKENS)
+            steps = ranks.told(lambda: timed_before(config))
+            steps = steps or steps_in(config, model, layout, self.lanes, corpus, EVALUATION_TOKENS, ranks=ranks)
             config = dataclasses.replace(config, steps=steps)
         self.config = config.resolved(self.lanes.windows_per_epoch)
         self.directory = Path(self.config.out or "")
         self._files = RunDirectory(self.directory)
-        self._learner = Learner(model, layout, self.lanes, self.config, self.device)
+        self._learner = Learner(model, layout, self.lanes, self.config, self.device, ranks)
         self.averaged: Any = self._learner.averaged
         self._callbacks = [*callbacks, *([Board(self.directory / "tensorboard")] if config.tensorboard else [])]
         self._at, self._saved = Standing(), -1
         self._seconds = 0.0
-        self._stopped = False
+        self._stopped = self._heard = False
 
     @property
     def steps(self) -> int:
@@ -143,19 +143,22 @@ class Trainer:
         LockedError where another trainer is at work there, and TrainingError where the loss is no longer a number,
         where memory runs out, or where the run has come to its end and can't be saved.
         """
-        with self._files.claimed(resume=self.config.resume):
+        ranks, files = self.ranks, self._files
+        with threads(self.config.threads), ExitStack() as stack:
+            ranks.told(lambda: stack.enter_context(files.claimed(resume=self.config.resume)))
             log_bytes = self._take_up()
-            with threads(self.config.threads), self._files.opened(self.config, log_bytes):
-                for event in self._events():
-                    self._tell(event)
-                    yield event
+            ranks.told(lambda: stack.enter_context(files.opened(self.config, log_bytes)))
+            self._heard = ranks.told(lambda: bool(self._callbacks))
+            for event in self._events():
+                self._tell(event)
+                yield event
         self._stopped = False
 
     def _events(self) -> Iterator[Event]:
         began = self._at.step
         eval_every, save_every = self.config.eval_every or self.steps, self.config.save_every or self.steps
         yield self._start()
-        while self._at.step < self.steps and not self._early and not self._stopped:
+        while self._at.step < self.steps and not self._early and not self.ranks.any(self._stopped):
             yield self._advance()
             step, last = self._at.step, self._at.step == self.steps
             if step % eval_every == 0 or last:
@@ -171,37 +174,56 @@ class Trainer:
         return self.config.patience is not None and self._at.waited >= self.config.patience
 
     def _tell(self, event: Event) -> None:
+        if not self._heard:
+            return
         try:
-            for callback in self._callbacks:
+            for callback in self._callbacks if self.ranks.is_first else ():
                 callback(event, self)
         except Exception:
-            if self._saved != self._at.step:
-                self._save(last=True)
+            self.ranks.any(True)
+            self._save_what_is_not_saved()
             raise
+        if self.ranks.any(False):
+            self._save_what_is_not_saved()
+            raise ElsewhereError("a callback of rank 0 raised")
+
+    def _save_what_is_not_saved(self) -> None:
+        if self._saved != self._at.step:
+            self._save(last=True)
 
     def _take_up(self) -> int:
         """Go to where the run stands, and return the length of its log there: 0 where it is yet to begin."""
+        found: list[Earlier] = []
+        told = self.ranks.told(lambda: self._found(found))
+        if told is not None:
+            standing, log_bytes = told
+            self._at = Standing.of(standing)
+            self._saved = self._at.step
+        self._learner.begin((found[0].averaged, found[0].training.tensors) if found else None)
+        return log_bytes if told is not None else 0
+
+    def _found(self, found: list[Earlier]) -> tuple[dict[str, Any], int] | None:
+        """Put the run as it was saved, if it was, into `found`; what of it is plain."""
         newest = self._files.newest()
         if newest is None:
-            return 0
+            return None
         earlier = take_up(newest, self.config, self.corpus)
-        tensors, averaged = earlier.training.tensors, earlier.averaged
-        check_shapes(newest / "training.safetensors", _shapes(self._learner.tensors()), tensors)
-        check_shapes(newest / "weights.safetensors", _shapes(self.averaged.state_dict()), averaged)
-        self._learner.restore(averaged, tensors)
-        self._at, self._saved = earlier.standing, earlier.standing.step
-        return earlier.log_bytes
+        check_shapes(newest / "training.safetensors", _shapes(self._learner.tensors()), earlier.training.tensors)
+        check_shapes(newest / "weights.safetensors", _shapes(self.averaged.state_dict()), earlier.averaged)
+        found.append(earlier)
+        return asdict(earlier.standing), earlier.log_bytes
 
     def _start(self) -> Started:
-        if self._saved >= 0:
+        if self._saved >= 0 and self.ranks.is_first:
             self._files.log_saved(self._saved)
-        self._files.log(
+        self._log(
             "started",
             step=self._at.step,
             config=self.config.as_dict(),
             sha256=self.corpus.sha256,
             torch=str(torch.__version__),
             threads=torch.get_num_threads(),
+            ranks=self.ranks.size,
         )
         parameters = sum(parameter.numel() for parameter in self.model.parameters())
         epoch = self.lanes.windows_per_epoch
@@ -214,9 +236,9 @@ class Trainer:
         except NotFiniteError as error:
             self._give_up(str(error))
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
-            self._out_of_memory()
+            raise TrainingError(out_of_memory(self._at.step + 1, self.config, self.device)) from None
         self._at.step += 1
         seconds = time.perf_counter() - began
         self._seconds = 0.9 * self._seconds + 0.1 * seconds if self._seconds else seconds
@@ -232,7 +254,7 @@ class Trainer:
             seconds_left=(self.steps - self._at.step) * self._seconds,
         )
         if event.step % LOG_EVERY == 0 or event.step in (1, self.steps):
-            self._files.log("step", **asdict(event))
+            self._log("step", **asdict(event))
         return event
 
     def _check_weights(self) -> None:
@@ -240,33 +262,24 @@ class Trainer:
             self._give_up(f"the weights are no longer finite after step {self._at.step}")
 
     def _give_up(self, what: str) -> NoReturn:
-        self._files.log("diverged", step=self._at.step, reason=what)
-        config, last = self.config, self._files.last()
-        left = f"{last} is the last good model" if last else "no model had been saved yet"
-        clip = f"a smaller --clip (it is {config.clip:g})" if config.clip else "gradients clipped, --clip 1"
-        raise TrainingError(
-            f"{what}: training diverged; {left}. Begin again with a lower --lr (it is {config.lr:g}), a longer "
-            f"--warmup (it is {config.warmup}) or {clip}"
-        )
-
-    def _out_of_memory(self) -> NoReturn:
-        lanes, lots = self.config.lanes, self.config.accumulate
-        wider = (
-            f"--accumulate {min(2 * lots, lanes)} makes the same step in less, or take " if lots < lanes else "take "
-        )
-        raise TrainingError(
-            f"step {self._at.step + 1} of {lanes} lanes x {self.config.window} tokens does not fit into the memory of "
-            f"{self.device}; {wider}fewer --lanes (a run that is there already has to keep both: name another --out)"
-        ) from None
+        self._log("diverged", step=self._at.step, reason=what)
+        raise TrainingError(diverged(what, self.config, self._files.last()))
 
     def _evaluate(self) -> Evaluated:
         self._check_weights()
+        score, sample = self.ranks.told(self._scored)
+        if score is not None:
+            self._at.see(Score(**score))
+        event = Evaluated(self._at.step, self._at.score, sample)
+        self._log("evaluated", **asdict(event))
+        return event
+
+    def _scored(self) -> tuple[dict[str, Any] | None, str]:
+        score = None
         if self.corpus.val is not None:
             held = _first(self.corpus.val, EVALUATION_TOKENS)
-            self._at.see(blocks(self._scored_model, held, self.corpus.tokenizer))
-        event = Evaluated(self._at.step, self._at.score, self._sample(self.config.seed + self._at.step))
-        self._files.log("evaluated", **asdict(event))
-        return event
+            score = asdict(blocks(self._scored_model, held, self.corpus.tokenizer))
+        return score, self._sample(self.config.seed + self._at.step)
 
     @property
     def _scored_model(self) -> LanguageModel:
@@ -284,73 +297,60 @@ class Trainer:
         """Save, or else say why not; the run's last save has to be one."""
         self._check_weights()
         step, best, at = self._at.step, self._at.is_best, self._at.saved()
+        reason, name = self.ranks.told(partial(self._written, at, self._learner.tensors(), best=best))
+        if not reason:
+            self._at, self._saved = at, step
+            return Saved(step, Path(name), best)
+        newest = Path(name) if name else None
+        if last:
+            raise TrainingError(not_saved(step, reason, newest))
+        return SaveFailed(step, reason, newest)
+
+    def _written(self, at: Standing, tensors: dict[str, Tensor], *, best: bool) -> tuple[str, str]:
+        """Nothing and the new model directory; or why there is none, and the newest that there is, if any."""
         made = partial(record, at, self.config, self.corpus)
         try:
             directory = self._files.save(
-                step,
-                self.averaged,
-                self.corpus.tokenizer,
-                made,
-                self._learner.tensors(),
-                keep=self.config.keep,
-                best=best,
+                at.step, self.averaged, self.corpus.tokenizer, made, tensors, keep=self.config.keep, best=best
             )
         except OSError as error:
-            return self._not_saved(error.strerror or str(error), last=last)
-        self._at, self._saved = at, step
-        return Saved(step, directory, best)
-
-    def _not_saved(self, reason: str, *, last: bool) -> SaveFailed:
-        newest = self._files.last()
-        self._files.log("save_failed", step=self._at.step, reason=reason)
-        if last:
-            raise TrainingError(
-                f"the last model, of step {self._at.step}, could not be saved: {reason}; "
-                f"{f'{newest} is the newest one' if newest else 'none has been saved before'}. Make room and give the "
-                "same command again: it goes on from there"
-            )
-        return SaveFailed(self._at.step, reason, newest)
+            reason, newest = error.strerror or str(error), self._files.last()
+            self._log("save_failed", step=at.step, reason=reason)
+            return reason, str(newest or "")
+        return "", str(directory)
 
     def _finish(self, began: int) -> Finished:
         at, early = self._at, self._early and self._at.step < self.steps
         interrupted = at.step < self.steps and not early
-        evaluation = None
-        if not interrupted and self.corpus.val is not None:
-            counts = Counts.of(self.corpus.train, self.corpus.tokenizer)
-            held = _first(self.corpus.val, FINAL_TOKENS)
-            evaluation = evaluate(self._scored_model, held, self.corpus.tokenizer, counts=counts)
-        scores = None if evaluation is None else asdict(evaluation)
-        self._files.log(
-            "finished", step=at.step, steps=self.steps, interrupted=interrupted, early=early, evaluation=scores
-        )
+        scores = None if interrupted else self.ranks.told(self._finally_scored)
+        self._log("finished", step=at.step, steps=self.steps, interrupted=interrupted, early=early, evaluation=scores)
         return Finished(
             at.step,
             self.steps,
             began,
             self.directory,
             interrupted,
-            evaluation,
+            None if scores is None else Evaluation.of(scores),
             best=at.best,
             best_step=at.best_step,
             early=early,
         )
 
+    def _finally_scored(self) -> dict[str, Any] | None:
+        if self.corpus.val is None:
+            return None
+        counts = Counts.of(self.corpus.train, self.corpus.tokenizer)
+        held = _first(self.corpus.val, FINAL_TOKENS)
+        return asdict(evaluate(self._scored_model, held, self.corpus.tokenizer, counts=counts))
+
+    def _log(self, event: str, **values: Any) -> None:
+        if self.ranks.is_first:
+            self._files.log(event, **values)
+
     @cached_property
     def _bytes_per_token(self) -> float:
         train = self.corpus.train
         return train.bytes_scored(self.corpus.tokenizer) / max(1, len(train) - len(train.starts))
-
-
-def _check_validation(config: TrainConfig, val: Split | None) -> None:
-    if config.patience is not None and val is None:
-        raise ConfigError("patience needs scores, and there is no validation text; add --val FILE or --split 0.9,0.1")
-    if val is not None and val.scored is not None:
-        raise ConfigError("the validation split has tokens that are not scored, and a score takes all: leave them out")
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # On the CPU torch has no class of its own for it.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
