@@ -40,7 +40,10 @@ NOT_INSTALLED, NEEDS_KERNEL, NOT_MEASURED = "not installed", "needs the native k
 
 
 def contenders(model: MultiLayerLSTM, shape: Shape) -> dict[str, Contender | str]:
-    """By name; a string says why there is none. One row of a batch may also be stepped through a sequence."""
+    """By name; a string says why there is none.
+
+    Single steps and single rows are a stepper's; a sequence of many rows is the module's, in float32 alone.
+    """
     found: dict[str, Contender | str] = {
         CLOSED: peers.closed(model, shape),
         ONNX: peers.onnx_runtime(model, shape) or NOT_INSTALLED,
@@ -48,12 +51,10 @@ def contenders(model: MultiLayerLSTM, shape: Shape) -> dict[str, Contender | str
         JAX: peers.jax_scan(model, shape) or NOT_INSTALLED,
     }
     for precision in OURS:
-        if shape.steps > 1 and precision == "float32":
-            found[precision] = peers.whole(model)
-        elif shape.steps == 1 or shape.batch == 1:
+        if shape.steps == 1 or shape.batch == 1:
             found[precision] = _or_why_not(lambda precision=precision: peers.stepper(model, shape, precision))
         else:
-            found[precision] = NOT_MEASURED
+            found[precision] = peers.whole(model) if precision == "float32" else NOT_MEASURED
     return found
 
 

@@ -314,7 +314,7 @@ def test_what_a_page_tells_to_type_is_found():
     ]
 
 
-@pytest.mark.parametrize("wrong", ["trian x.txt", "train x.txt --stepps 5", "train --steps five", "eval runs/x"])
+@pytest.mark.parametrize("wrong", ["trian x.txt", "train x.txt --stepps 5", "train --steps five", "eval --split"])
 def test_a_wrong_command_is_found(wrong: str):
     [words] = commands(f"`unrolled {wrong}`")
     with pytest.raises(CycloptsError):
