@@ -15,7 +15,7 @@ from .checkpoint import Run, latest, load
 from .config import FIELDS, TOKENS, ConfigError, TrainConfig
 from .corpus import Corpus, read_corpus
 from .model import LanguageModel, ModelConfig
-from .ranks import RankError, Ranks
+from .ranks import ElsewhereError, RankError, Ranks
 from .tokens import Tokenizer, load_tokenizer
 
 # Beside the runs' directories: one encoded text serves all of them.
@@ -67,8 +67,11 @@ def agreed(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     together = dataclasses.replace(theirs, **own)
     changed = [name for name in FIELDS if getattr(config, name) != getattr(together, name)]
     if ranks.any(bool(changed)):
-        which = f"{', '.join(changed)} of rank {ranks.rank} are not those of rank 0" if changed else "ranks differ"
-        raise RankError(f"{which}; start all ranks with the same flags")
+        if not changed:
+            raise ElsewhereError("another rank was started with other flags")
+        raise RankError(
+            f"rank {ranks.rank} was started otherwise than rank 0: {', '.join(changed)}; give all the same flags"
+        )
     return together
 
 

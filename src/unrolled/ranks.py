@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -201,13 +202,13 @@ def joined(device: str) -> Iterator[Ranks]:
     try:
         yield ranks
     except (ValueError, OSError) as error:
-        # From here on it is this rank's to end, not torchrun's.
+        # What torchrun ends the others with must not end the one that speaks.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not (ranks.is_first or isinstance(error, RankLostError)):
-            time.sleep(_TIME_TO_SPEAK)
+            _let_another_speak()
         if not isinstance(error, ElsewhereError) and _speaks_first(store):
             raise
-        time.sleep(_TIME_TO_SPEAK)
+        _let_another_speak()
         raise SystemExit(1) from None
     else:
         dist.destroy_process_group()
@@ -226,6 +227,11 @@ def _under_torchrun() -> bool:
     return all(name in os.environ for name in _TORCHRUN) and os.environ["WORLD_SIZE"] != "1"
 
 
+def _let_another_speak() -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(_TIME_TO_SPEAK)
+
+
 def _speaks_first(store: Any) -> bool:
     try:
         return bool(store.add(_SPOKEN, 1) == 1)
@@ -238,8 +244,9 @@ def _connected() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = str(error).strip().partition("\n")[0]
+        # Without gloo's place in its sources in front, and its guesses behind.
+        reason = re.sub(r"^\[.*?\] |\. This is.*|\n.*", "", str(error).strip(), flags=re.DOTALL)
         raise RankLostError(
-            "another rank has ended or can't be reached, and so this one ends, too; the same command goes on from the "
-            f"newest model that was saved ({reason})"
+            f"another rank has ended or can't be reached ({reason}), and so all end; the same command goes on from the "
+            "newest model that was saved"
         ) from None

@@ -1,0 +1,351 @@
+"""Two ranks against one, in processes of their own: tests/rank_scenarios.py, and torchrun at the command line."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from rank_scenarios import RANKS, run, seen
+from small_runs import TALE, small
+
+import unrolled
+from unrolled.checkpoint import latest, load_training
+from unrolled.ranks import ALONE, ElsewhereError, RankError, Ranks, joined, started_by
+from unrolled.train import TrainConfig
+
+HERE = Path(__file__).parent
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "-m"]
+# Of sums of float64 in another order, after some steps of an optimiser that divides by small numbers.
+ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
+TRAIN = ("unrolled", "train", "--config", "run.toml")
+
+
+def environment() -> dict[str, str]:
+    source = Path(unrolled.__file__).parents[1]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(source), str(HERE)])}
+
+
+def settings(directory: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """Many documents, so that ranks score different numbers of tokens; an epoch's end; no dropout; float64."""
+    for name, length in (("a", 1200), ("b", 700)):
+        (directory / f"{name}.txt").write_text(TALE[:length], encoding="utf-8")
+    config = dataclasses.replace(
+        small(directory, monkeypatch),
+        files=tuple(str(directory / f"{name}.txt") for name in "ab"),
+        document_separator="é",
+        dropout=0.0,
+        dtype="float64",
+        threads=1,
+    )
+    config.save(directory / "run.toml")
+    return config
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, TrainConfig, list[dict[str, Any]]]]:
+    """The directory of the runs of two ranks, their configuration, and what each rank saw."""
+    directory = tmp_path_factory.mktemp("ranks")
+    with pytest.MonkeyPatch.context() as patch:
+        config = settings(directory, patch)
+        script = [sys.executable, str(HERE / "rank_scenarios.py"), str(directory)]
+        processes = [
+            subprocess.Popen([*script, str(rank)], env=environment(), stderr=subprocess.PIPE, text=True)
+            for rank in range(RANKS)
+        ]
+        told = [process.communicate(timeout=300)[1] for process in processes]
+        assert [process.returncode for process in processes] == [0] * RANKS, "\n".join(told)
+        yield directory, config, [json.loads((directory / f"rank-{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+@pytest.fixture(scope="module")
+def alone(world: tuple[Path, TrainConfig, Any]) -> dict[str, Any]:
+    """The same run by one process with all lanes."""
+    directory, config, _ = world
+    return seen(run(dataclasses.replace(config, out=str(directory / "alone"))))
+
+
+def numbers(directory: Path) -> dict[str, torch.Tensor]:
+    return {**unrolled.load(directory).model.state_dict(), **load_training(directory).tensors}
+
+
+def sums(directory: Path) -> list[str]:
+    names = ("weights.safetensors", "training.safetensors")
+    return [hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names]
+
+
+def lines(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("which", ["run", "run-moved"])
+def test_two_ranks_train_what_one_process_does(world: Any, alone: dict[str, Any], which: str) -> None:
+    """All weights, moments and the state of all lanes, also of a run that 2, then 1, then 2 ranks had in hand."""
+    directory, _, _ = world
+    ours, theirs = numbers(directory / "alone"), numbers(directory / which)
+    assert ours.keys() == theirs.keys()
+    assert ours["state.h"].shape == theirs["state.h"].shape == (2, 4, 12)
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, **ROUNDING, msg=name)
+
+
+def test_their_losses_norms_and_scores_are_those_of_one_process(world: Any, alone: dict[str, Any]) -> None:
+    for saw in world[2]:
+        two = saw["two"]
+        for name in ("losses", "norms", "scores"):
+            np.testing.assert_allclose(two[name], alone[name], rtol=1e-9)
+        assert (two["end"], two["samples"]) == (alone["end"], alone["samples"])
+        assert two["evaluation"]["bars"] == alone["evaluation"]["bars"]
+        np.testing.assert_allclose(two["evaluation"]["stateful"]["nats"], alone["evaluation"]["stateful"]["nats"])
+        np.testing.assert_allclose(saw["lots"]["losses"], alone["losses"][:12], rtol=0.02)
+    assert world[2][0]["two"] == world[2][1]["two"]
+
+
+def test_the_documents_end_where_one_rank_alone_reads(world: Any) -> None:
+    """Or else means of ranks' means would be right, too."""
+    _, config, _ = world
+    corpus = unrolled.read_corpus(config.files, tokens="char", split=config.split, separator="é")
+    lanes = unrolled.Lanes(corpus.train, config.lanes, config.window, seed=config.seed)
+    assert lanes.windows_per_epoch < config.steps, "the run goes over an epoch's end"
+    scored = [lanes.window(0, index).scored for index in range(lanes.windows_per_epoch)]
+    halves = [(int(some[:2].sum()), int(some[2:].sum())) for some in scored if some is not None]
+    assert any(first != second for first, second in halves)
+
+
+def test_the_log_is_that_of_one_process_but_for_times(world: Any, alone: dict[str, Any]) -> None:
+    directory, _, _ = world
+    ours, theirs = lines(directory / "alone"), lines(directory / "run")
+    assert [(line["event"], line.get("step")) for line in ours] == [
+        (line["event"], line.get("step")) for line in theirs
+    ]
+    assert (ours[0]["ranks"], theirs[0]["ranks"]) == (1, 2)
+    for one, two in zip(ours, theirs, strict=True):
+        for name in ("loss", "bits_per_byte", "grad_norm", "lr", "epoch"):
+            assert two.get(name) == (None if one.get(name) is None else pytest.approx(one[name], rel=1e-9))
+
+
+def test_lots_within_ranks_make_the_same_steps(world: Any) -> None:
+    directory, config, results = world
+    lots = seen(run(dataclasses.replace(config, accumulate=2, steps=12, out=str(directory / "alone-lots"))))
+    np.testing.assert_allclose(results[0]["lots"]["losses"], lots["losses"], rtol=1e-9)
+    np.testing.assert_allclose(results[0]["lots"]["norms"], lots["norms"], rtol=1e-9)
+
+
+def test_taken_up_by_as_many_ranks_it_is_the_undisturbed_run_to_the_bit(world: Any) -> None:
+    """With dropout. The one that said stop was rank 1."""
+    directory, _, (first, _) = world
+    assert first["stopped"]["end"] == [0, 7, True, False]
+    assert first["again"]["end"] == [7, 30, False, False]
+    assert sums(directory / "run-again" / "step-00000030") == sums(directory / "run-drops" / "step-00000030")
+    assert first["stopped"]["losses"] + first["again"]["losses"] == first["drops"]["losses"]
+
+
+def test_decisions_are_made_once(world: Any) -> None:
+    """Early stopping; minutes turned into steps."""
+    first, second = world[2]
+    assert first["bored"] == second["bored"] == [0, 20, False, True]
+    assert first["timed"] == second["timed"]
+    assert first["timed"][1] == load_training(world[0] / "run-timed").record["steps"]
+
+
+@pytest.mark.parametrize(
+    ("what", "first", "second"),
+    [
+        (
+            "indivisible",
+            "RankError: lanes=5 can't be divided among 2 ranks, which take equally many; use --lanes 4 or --lanes 6",
+            "RankError: lanes=5 can't be divided among 2 ranks, which take equally many; use --lanes 4 or --lanes 6",
+        ),
+        (
+            "flags",
+            "ElsewhereError: another rank was started with other flags",
+            "RankError: rank 1 was started otherwise than rank 0: lr; give all the same flags",
+        ),
+        (
+            "texts",
+            "RankError: the ranks were given different texts; copy the same files to every machine",
+            "RankError: the ranks were given different texts; copy the same files to every machine",
+        ),
+        (
+            "missing",
+            "ElsewhereError: another rank could not begin",
+            "CorpusError: missing-1.txt: there is no such file",
+        ),
+        ("taken", "ConfigError: ", "ElsewhereError: rank 0: "),
+        ("callback", "ArithmeticError: the callback's own", "ElsewhereError: a callback of rank 0 raised"),
+        ("nan", "TrainingError: the loss is nan", "TrainingError: the loss is nan"),
+    ],
+)
+def test_what_goes_wrong_ends_both_ranks(world: Any, what: str, first: str, second: str) -> None:
+    for saw, expected in zip(world[2], (first, second), strict=True):
+        kind, text, *_ = saw[what]
+        assert f"{kind}: {text}".startswith(expected)
+
+
+def test_what_was_saved_when_it_went_wrong(world: Any) -> None:
+    directory, _, results = world
+    assert latest(directory / "run-upset") == directory / "run-upset" / "step-00000007"
+    assert latest(directory / "run-nan") == directory / "run-nan" / "step-00000010"
+    for saw in results:
+        assert saw["nan"][2] == 12
+        assert saw["full"]["unsaved"] == ["No space left on device"]
+        assert saw["full"]["losses"] == saw["two"]["losses"]
+    assert sums(directory / "run-full" / "step-00000030") == sums(directory / "run" / "step-00000030")
+
+
+@pytest.mark.parametrize(
+    ("lanes", "size", "advice"),
+    [(5, 2, "--lanes 4 or --lanes 6"), (1, 2, "--lanes 2"), (10, 4, "--lanes 8 or --lanes 12")],
+)
+def test_lanes_that_cannot_be_divided(lanes: int, size: int, advice: str) -> None:
+    with pytest.raises(RankError, match=rf"lanes={lanes} can't be divided among {size} ranks.*; use {advice}$"):
+        Ranks(0, size).share(lanes)
+
+
+def test_the_shares_are_all_lanes() -> None:
+    assert [Ranks(rank, 3).share(12) for rank in range(3)] == [slice(0, 4), slice(4, 8), slice(8, 12)]
+    assert ALONE.share(7) == slice(0, 7)
+
+
+def test_alone_nothing_is_said() -> None:
+    marker = object()
+    assert ALONE.told(lambda: marker) is marker
+    assert ALONE.in_turn(lambda: marker) is marker
+    assert (ALONE.any(True), ALONE.any(False), ALONE.is_first) == (True, False, True)
+    tensor = torch.arange(3.0)
+    ALONE.add(tensor)
+    ALONE.spread([tensor])
+    assert ALONE.gathered(tensor, 0) is tensor
+    assert tensor.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize("size", [None, "1"])
+def test_without_torchrun_or_with_one_process_there_is_no_process_group(
+    monkeypatch: pytest.MonkeyPatch, size: str | None
+) -> None:
+    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    if size is not None:
+        monkeypatch.setenv("WORLD_SIZE", size)
+    with joined("auto") as ranks:
+        assert ranks == ALONE
+        assert not torch.distributed.is_initialized()
+    assert started_by() == []
+
+
+@pytest.mark.parametrize(("size", "words"), [("2", ["--nproc-per-node", "2"]), ("4", ["..."])])
+def test_the_command_to_go_on_with(monkeypatch: pytest.MonkeyPatch, size: str, words: list[str]) -> None:
+    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setenv("WORLD_SIZE", size)
+    assert started_by() == ["torchrun", *words, "-m", "unrolled"]
+
+
+def torchrun(directory: Path, *arguments: str, **how: Any) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [*TORCHRUN, *arguments],
+        cwd=directory,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **how,
+    )
+
+
+def processes_of(parent: int) -> dict[int, int]:
+    """Process ids of the ranks that a torchrun has started."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    ranks = {}
+    for child in children:
+        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
+        ranks |= {int(some.removeprefix(b"RANK=")): int(child) for some in variables if some.startswith(b"RANK=")}
+    return ranks
+
+
+def test_an_error_of_all_ranks_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings(tmp_path, monkeypatch)
+    process = torchrun(tmp_path, *TRAIN, "--lanes", "5")
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert [line for line in told.splitlines() if line.startswith("unrolled: ")] == [
+        "unrolled: lanes=5 can't be divided among 2 ranks, which take equally many; use --lanes 4 or --lanes 6"
+    ]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks under /proc")
+@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
+def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int
+) -> None:
+    settings(tmp_path, monkeypatch)
+    process = torchrun(tmp_path, *TRAIN, "--steps", "100000", "--quiet")
+    while latest(tmp_path / "run") is None:
+        assert process.poll() is None
+        time.sleep(0.05)
+    ranks = processes_of(process.pid)
+    assert ranks.keys() == {0, 1}
+    os.kill(ranks[victim], signal.SIGKILL)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 1
+    (said,) = [line for line in told.splitlines() if line.startswith("unrolled: ")]
+    assert said.startswith("unrolled: another rank has ended or can't be reached (")
+    assert said.endswith("), and so all end; the same command goes on from the newest model that was saved")
+    saved = load_training(tmp_path / "run").record["step"]
+    assert saved >= 10
+    rest = subprocess.run(
+        [sys.executable, "-m", *TRAIN, "--steps", str(saved + 1), "--quiet"],
+        cwd=tmp_path,
+        env=environment(),
+        capture_output=True,
+        timeout=120,
+    )
+    assert rest.returncode == 0, rest.stderr
+    assert load_training(tmp_path / "run").record["step"] == saved + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_torchrun_that_is_interrupted_saves_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    """And 2 ranks by torchrun, then 2 more, are the undisturbed run to the bit."""
+    settings(tmp_path, monkeypatch)
+    long = ("--steps", "3000", "--eval-every", "1000", "--save-every", "1000", "--dropout", "0.2")
+    process = torchrun(tmp_path, *TRAIN, *long)
+    log = tmp_path / "run" / "log.jsonl"
+    while not (log.exists() and '"step": 20,' in log.read_text()):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    stopped = load_training(tmp_path / "run").record["step"]
+    assert 20 <= stopped < 3000
+    assert f"Stopped at step {stopped} of 3000, saved. To go on:" in said
+    assert "torchrun --nproc-per-node 2 -m unrolled train --config run/config.toml" in said.replace(
+        str(tmp_path) + "/", ""
+    )
+    for out in ("run", "whole"):
+        process = torchrun(tmp_path, *TRAIN, *long, "--out", str(tmp_path / out), "--quiet")
+        _, told = process.communicate(timeout=200)
+        assert process.returncode == 0, told
+    assert sums(tmp_path / "run" / "step-00003000") == sums(tmp_path / "whole" / "step-00003000")
+
+
+def test_what_another_rank_says_is_no_sentence_of_ours() -> None:
+    assert issubclass(ElsewhereError, RankError)
+    assert issubclass(RankError, ValueError)
