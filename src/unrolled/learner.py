@@ -16,7 +16,8 @@ from .loss import nats
 from .machine import randomness
 from .optimize import Optimizer
 from .ranks import ALONE, Ranks
-from .state_layout import State, StateLayout, mapped
+from .state import mapped
+from .state_layout import State, StateLayout
 
 
 class NotFiniteError(ArithmeticError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .model import evaluating
+from .state import mapped
 
 # Whatever of tensors, tuples, lists and dicts a model returns; None means its own beginning.
 State = Any
@@ -66,18 +67,6 @@ class StateLayout:
         width = lanes.stop - lanes.start
         part = (tensors[name].narrow(axis, lanes.start, width).contiguous() for name, axis in self.axes.items())
         return mapped(self.example, lambda _: next(part))
-
-
-def mapped(state: State, change: Callable[[Tensor], Tensor]) -> State:
-    """The same structure with every tensor changed."""
-    if isinstance(state, Tensor):
-        return change(state)
-    if isinstance(state, dict):
-        return {key: mapped(part, change) for key, part in state.items()}
-    if isinstance(state, tuple | list):
-        parts = [mapped(part, change) for part in state]
-        return type(state)(*parts) if hasattr(state, "_fields") else type(state)(parts)
-    return state
 
 
 def _leaves(state: State, name: str) -> Iterator[tuple[str, Tensor]]:

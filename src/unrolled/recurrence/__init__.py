@@ -186,4 +186,4 @@ def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtyp
     steps = [torch.addmm(bias.flatten(), x_t, w_x.flatten(1)).to(dtype) for x_t in x.unbind(1)]
     # Without steps it hangs on the graph all the same: a loss over nothing has a backward pass too.
     pre = torch.stack(steps) if steps else x.new_zeros(0, x.shape[0], 1) + bias.flatten()
-    return pre.unflatten(-1, w_x.shape[1:])
+    return pre.reshape(*pre.shape[:2], *w_x.shape[1:])
