@@ -73,7 +73,8 @@ ARROWS: dict[str, set[str]] = {
     "events": {"config", "evaluate"},
     "journal": {"disk"},
     "lock": {"disk"},
-    "ranks": set(),
+    "torchrun": set(),
+    "ranks": {"torchrun"},
     "optimize": {"config", "ranks"},
     "machine": {"config"},
     "state_layout": {"model", "state"},
@@ -90,7 +91,7 @@ ARROWS: dict[str, set[str]] = {
         *("config", "events", "machine", "learner", "resume", "run_directory", "state_layout", "board", "endings"),
         *("own_model", "ranks"),
     },
-    "progress": {"signals", "train", "config", "events", "score_table", "model", "ranks", "trace"},
+    "progress": {"signals", "train", "config", "events", "score_table", "model", "torchrun", "trace"},
 }
 ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),

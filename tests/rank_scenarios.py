@@ -4,23 +4,54 @@ Each rank writes what it saw as JSON, `rank-0.json` and `rank-1.json`, for tests
 """
 
 import dataclasses
+import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
-from small_runs import SAMPLE
+from small_runs import SAMPLE, TALE, small
 
+import unrolled
 from unrolled import train
 from unrolled.ranks import Ranks
 from unrolled.run_directory import RunDirectory
-from unrolled.train import Evaluated, SaveFailed, StepDone, TrainConfig, Trainer
+from unrolled.train import Evaluated, Saved, SaveFailed, StepDone, TrainConfig, Trainer
 
 RANKS = 2
+HERE = Path(__file__).parent
+
+
+def environment() -> dict[str, str]:
+    source = Path(unrolled.__file__).parents[1]
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(source), str(HERE)])}
+
+
+def settings(directory: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
+    """Many documents, so that ranks score different numbers of tokens; an epoch's end; no dropout; float64."""
+    for name, length in (("a", 1200), ("b", 700)):
+        (directory / f"{name}.txt").write_text(TALE[:length], encoding="utf-8")
+    config = dataclasses.replace(
+        small(directory, monkeypatch),
+        files=tuple(str(directory / f"{name}.txt") for name in "ab"),
+        document_separator="é",
+        dropout=0.0,
+        dtype="float64",
+        threads=1,
+    )
+    config.save(directory / "run.toml")
+    return config
+
+
+def sums(directory: Path) -> list[str]:
+    names = ("weights.safetensors", "training.safetensors")
+    return [hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names]
 
 
 def run(config: TrainConfig, *, stop_at: int = 0, stopped_by: int = 1, **given: Any) -> list[Any]:
@@ -73,6 +104,19 @@ def alike(config: TrainConfig, results: dict[str, Any]) -> None:
     results["timed"] = seen(run(timed))["end"]
     bored = dataclasses.replace(config, lr=1e-30, ema=0.0, patience=1, steps=60, out=f"{config.out}-bored")
     results["bored"] = seen(run(bored))["end"]
+
+
+def drift(config: TrainConfig, rank: int) -> list[str]:
+    """The weights' hash before and after a save, where a weight of rank 1 has gone its own way."""
+    trainer = Trainer(dataclasses.replace(config, steps=10, eval_every=5, out=f"{config.out}-drift"))
+    hashes = []
+    for event in trainer.run():
+        if isinstance(event, StepDone) and event.step == 9:
+            next(trainer.model.parameters()).data[0, 0] += 1e-12 * rank
+        if isinstance(event, StepDone | Saved):
+            weights = torch.cat([value.flatten() for value in trainer.model.state_dict().values()])
+            hashes.append(hashlib.sha256(weights.numpy().tobytes()).hexdigest())
+    return hashes[-2:]
 
 
 def unlike(config: TrainConfig, results: dict[str, Any], rank: int) -> None:
@@ -132,6 +176,7 @@ def main(directory: Path, rank: int) -> None:
     disconnect = connect(directory, rank, "second")
     results["moved-3"] = seen(run(moved))
     unlike(config, results, rank)
+    results["drift"] = drift(config, rank)
     disconnect()
     (directory / f"rank-{rank}.json").write_text(json.dumps(results), encoding="utf-8")
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "src/unrolled"
 
 # Modules that may read the environment, each with the reason why no result depends on it.
-ENVIRONMENT = {"ranks": "there torchrun says which of how many a process is; it changes who reads what, not the sum"}
+ENVIRONMENT = {"torchrun": "there torchrun says which of how many a process is: who reads what, not what the sum is"}
 
 READS_ENVIRONMENT = {"os.environ", "os.environb", "os.getenv", "os.getenvb", "os.putenv", "os.path.expandvars"}
 IMPORTS_BY_NAME = {"importlib.import_module", "__import__", "importlib.__import__", "runpy.run_module", "exec", "eval"}

@@ -1,13 +1,9 @@
-"""Two ranks against one, in processes of their own: tests/rank_scenarios.py, and torchrun at the command line."""
+"""Two ranks against one, in processes of their own: those of tests/rank_scenarios.py."""
 
 import dataclasses
-import hashlib
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,40 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from rank_scenarios import RANKS, run, seen
-from small_runs import TALE, small
+from rank_scenarios import RANKS, environment, run, seen, settings, sums
 
 import unrolled
 from unrolled.checkpoint import latest, load_training
-from unrolled.ranks import ALONE, ElsewhereError, RankError, Ranks, joined, started_by
+from unrolled.ranks import ALONE, RankError, Ranks
 from unrolled.train import TrainConfig
 
-HERE = Path(__file__).parent
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "-m"]
 # Of sums of float64 in another order, after some steps of an optimiser that divides by small numbers.
 ROUNDING = {"rtol": 1e-9, "atol": 1e-12}
-TRAIN = ("unrolled", "train", "--config", "run.toml")
-
-
-def environment() -> dict[str, str]:
-    source = Path(unrolled.__file__).parents[1]
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(source), str(HERE)])}
-
-
-def settings(directory: Path, monkeypatch: pytest.MonkeyPatch) -> TrainConfig:
-    """Many documents, so that ranks score different numbers of tokens; an epoch's end; no dropout; float64."""
-    for name, length in (("a", 1200), ("b", 700)):
-        (directory / f"{name}.txt").write_text(TALE[:length], encoding="utf-8")
-    config = dataclasses.replace(
-        small(directory, monkeypatch),
-        files=tuple(str(directory / f"{name}.txt") for name in "ab"),
-        document_separator="é",
-        dropout=0.0,
-        dtype="float64",
-        threads=1,
-    )
-    config.save(directory / "run.toml")
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +28,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Trai
     directory = tmp_path_factory.mktemp("ranks")
     with pytest.MonkeyPatch.context() as patch:
         config = settings(directory, patch)
-        script = [sys.executable, str(HERE / "rank_scenarios.py"), str(directory)]
+        script = [sys.executable, str(Path(__file__).parent / "rank_scenarios.py"), str(directory)]
         processes = [
             subprocess.Popen([*script, str(rank)], env=environment(), stderr=subprocess.PIPE, text=True)
             for rank in range(RANKS)
@@ -76,11 +47,6 @@ def alone(world: tuple[Path, TrainConfig, Any]) -> dict[str, Any]:
 
 def numbers(directory: Path) -> dict[str, torch.Tensor]:
     return {**unrolled.load(directory).model.state_dict(), **load_training(directory).tensors}
-
-
-def sums(directory: Path) -> list[str]:
-    names = ("weights.safetensors", "training.safetensors")
-    return [hashlib.sha256((directory / name).read_bytes()).hexdigest() for name in names]
 
 
 def lines(run: Path) -> list[dict[str, Any]]:
@@ -131,6 +97,12 @@ def test_the_log_is_that_of_one_process_but_for_times(world: Any, alone: dict[st
     for one, two in zip(ours, theirs, strict=True):
         for name in ("loss", "bits_per_byte", "grad_norm", "lr", "epoch"):
             assert two.get(name) == (None if one.get(name) is None else pytest.approx(one[name], rel=1e-9))
+
+
+def test_ranks_that_drifted_apart_are_one_again_after_a_save(world: Any) -> None:
+    (before, after), (other_before, other_after) = (saw["drift"] for saw in world[2])
+    assert before != other_before
+    assert after == other_after
 
 
 def test_lots_within_ranks_make_the_same_steps(world: Any) -> None:
@@ -226,126 +198,3 @@ def test_alone_nothing_is_said() -> None:
     ALONE.spread([tensor])
     assert ALONE.gathered(tensor, 0) is tensor
     assert tensor.tolist() == [0, 1, 2]
-
-
-@pytest.mark.parametrize("size", [None, "1"])
-def test_without_torchrun_or_with_one_process_there_is_no_process_group(
-    monkeypatch: pytest.MonkeyPatch, size: str | None
-) -> None:
-    for name, value in {"RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "nowhere", "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("WORLD_SIZE", raising=False)
-    if size is not None:
-        monkeypatch.setenv("WORLD_SIZE", size)
-    with joined("auto") as ranks:
-        assert ranks == ALONE
-        assert not torch.distributed.is_initialized()
-    assert started_by() == []
-
-
-@pytest.mark.parametrize(("size", "words"), [("2", ["--nproc-per-node", "2"]), ("4", ["..."])])
-def test_the_command_to_go_on_with(monkeypatch: pytest.MonkeyPatch, size: str, words: list[str]) -> None:
-    for name in ("RANK", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
-        monkeypatch.setenv(name, "0")
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
-    monkeypatch.setenv("WORLD_SIZE", size)
-    assert started_by() == ["torchrun", *words, "-m", "unrolled"]
-
-
-def torchrun(directory: Path, *arguments: str, **how: Any) -> "subprocess.Popen[str]":
-    return subprocess.Popen(
-        [*TORCHRUN, *arguments],
-        cwd=directory,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        **how,
-    )
-
-
-def processes_of(parent: int) -> dict[int, int]:
-    """Process ids of the ranks that a torchrun has started."""
-    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
-    ranks = {}
-    for child in children:
-        variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
-        ranks |= {int(some.removeprefix(b"RANK=")): int(child) for some in variables if some.startswith(b"RANK=")}
-    return ranks
-
-
-def test_an_error_of_all_ranks_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    settings(tmp_path, monkeypatch)
-    process = torchrun(tmp_path, *TRAIN, "--lanes", "5")
-    _, told = process.communicate(timeout=120)
-    assert process.returncode == 1
-    assert [line for line in told.splitlines() if line.startswith("unrolled: ")] == [
-        "unrolled: lanes=5 can't be divided among 2 ranks, which take equally many; use --lanes 4 or --lanes 6"
-    ]
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks under /proc")
-@pytest.mark.parametrize("victim", [pytest.param(0, marks=pytest.mark.slow), 1])
-def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, victim: int
-) -> None:
-    settings(tmp_path, monkeypatch)
-    process = torchrun(tmp_path, *TRAIN, "--steps", "100000", "--quiet")
-    while latest(tmp_path / "run") is None:
-        assert process.poll() is None
-        time.sleep(0.05)
-    ranks = processes_of(process.pid)
-    assert ranks.keys() == {0, 1}
-    os.kill(ranks[victim], signal.SIGKILL)
-    _, told = process.communicate(timeout=60)
-    assert process.returncode == 1
-    (said,) = [line for line in told.splitlines() if line.startswith("unrolled: ")]
-    assert said.startswith("unrolled: another rank has ended or can't be reached (")
-    assert said.endswith("), and so all end; the same command goes on from the newest model that was saved")
-    saved = load_training(tmp_path / "run").record["step"]
-    assert saved >= 10
-    rest = subprocess.run(
-        [sys.executable, "-m", *TRAIN, "--steps", str(saved + 1), "--quiet"],
-        cwd=tmp_path,
-        env=environment(),
-        capture_output=True,
-        timeout=120,
-    )
-    assert rest.returncode == 0, rest.stderr
-    assert load_training(tmp_path / "run").record["step"] == saved + 1
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_torchrun_that_is_interrupted_saves_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
-) -> None:
-    """And 2 ranks by torchrun, then 2 more, are the undisturbed run to the bit."""
-    settings(tmp_path, monkeypatch)
-    long = ("--steps", "3000", "--eval-every", "1000", "--save-every", "1000", "--dropout", "0.2")
-    process = torchrun(tmp_path, *TRAIN, *long)
-    log = tmp_path / "run" / "log.jsonl"
-    while not (log.exists() and '"step": 20,' in log.read_text()):
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    stopped = load_training(tmp_path / "run").record["step"]
-    assert 20 <= stopped < 3000
-    assert f"Stopped at step {stopped} of 3000, saved. To go on:" in said
-    assert "torchrun --nproc-per-node 2 -m unrolled train --config run/config.toml" in said.replace(
-        str(tmp_path) + "/", ""
-    )
-    for out in ("run", "whole"):
-        process = torchrun(tmp_path, *TRAIN, *long, "--out", str(tmp_path / out), "--quiet")
-        _, told = process.communicate(timeout=200)
-        assert process.returncode == 0, told
-    assert sums(tmp_path / "run" / "step-00003000") == sums(tmp_path / "whole" / "step-00003000")
-
-
-def test_what_another_rank_says_is_no_sentence_of_ours() -> None:
-    assert issubclass(ElsewhereError, RankError)
-    assert issubclass(RankError, ValueError)

@@ -22,6 +22,7 @@ from .config import ConfigError, TrainConfig
 from .corpus import DEFAULT_SPLIT
 from .disk import DiskWarning
 from .score_request import ScoreRequest
+from .torchrun import let_the_first_speak
 
 # What a program gets that writes into a pipe which nobody reads any more: 128 + SIGPIPE.
 BROKEN_PIPE = 141
@@ -91,6 +92,7 @@ class Flags(TrainConfig):
 
 
 def _usage_error(error: CycloptsError) -> Text:
+    let_the_first_speak()
     return Text(f"unrolled: {error}")
 
 
@@ -319,6 +321,7 @@ def main(tokens: Sequence[str] | None = None) -> None:
         except BrokenPipeError:
             raise
         except (ValueError, OSError) as error:
+            let_the_first_speak()
             sys.stderr.write(f"unrolled: {error}\n")
             sys.exit(1)
 

@@ -122,6 +122,10 @@ class Learner:
         if saved is not None:
             self.restore(*saved)
 
+    def align(self) -> None:
+        """Take rank 0's weights and moments: on unlike processors, rounding lets those of the ranks drift apart."""
+        self._ranks.spread([*self.averaged.state_dict().values(), *self._optimizer.tensors().values()])
+
     def restore(self, averaged: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
         """Be as when `tensors` gave these, and the averaged model's `state_dict` was `averaged`."""
         self._optimizer.restore(averaged, tensors)

@@ -24,9 +24,9 @@ from rich.table import Table
 from rich.text import Text
 
 from .model import LanguageModel, evaluating
-from .ranks import started_by
 from .score_table import score_table
 from .signals import stopped_by_signals
+from .torchrun import place
 from .trace import Picture, picture
 from .train import Evaluated, Event, Finished, SaveFailed, Started, StepDone, TrainConfig, Trainer
 
@@ -178,8 +178,9 @@ class _Screen:
                 self._command(*command)
 
     def _command(self, *arguments: str) -> None:
-        program = started_by() if arguments[0] == "train" else []
-        self._console.print(f"  {_quoted([*(program or invocation()), *arguments])}", soft_wrap=True, markup=False)
+        ranks = place() if arguments[0] == "train" else None
+        program = invocation() if ranks is None else ranks.words
+        self._console.print(f"  {_quoted([*program, *arguments])}", soft_wrap=True, markup=False)
 
 
 def _opening(event: Started) -> str:

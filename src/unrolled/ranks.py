@@ -7,10 +7,8 @@ send objects would unpickle them.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from .torchrun import let_another_speak, place
+
 # Rank 0 encodes, evaluates and saves alone, and the others wait for as long as that may take; a process that dies ends
 # the waiting at once, since its connections close.
 LONGEST_WAIT = timedelta(days=1)
-# Seconds in which another rank says what went wrong, before this one's exit makes torchrun end all of them.
-_TIME_TO_SPEAK = 2.0
-_TORCHRUN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 _SPOKEN = "unrolled/spoken"
 
 _T = TypeVar("_T")
@@ -60,8 +57,8 @@ class Ranks:
         """Those of the process group that is initialised; one alone where none is."""
         if not (dist.is_available() and dist.is_initialized()):
             return ALONE
-        rank = dist.get_rank()
-        return cls(rank, dist.get_world_size(), int(os.environ.get("LOCAL_RANK", rank)))
+        rank, here = dist.get_rank(), place()
+        return cls(rank, dist.get_world_size(), rank if here is None else here.local)
 
     @property
     def is_first(self) -> bool:
@@ -186,18 +183,19 @@ ALONE = Ranks()
 def joined(device: str) -> Iterator[Ranks]:
     """Inside, the ranks that torchrun started, this process among them; without torchrun, this process alone.
 
-    An error that more than one of them comes to is raised on one, rank 0 if that is among them; the others exit with 1.
+    With torchrun an error ends the process. What several ranks come to is said by one, rank 0 if that is among them.
     """
-    if not _under_torchrun():
+    here = place()
+    if here is None:
         yield ALONE
         return
     cuda = device.startswith("cuda") or (device == "auto" and torch.cuda.is_available())
     if cuda and torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]) % torch.cuda.device_count())
+        torch.cuda.set_device(here.local % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if cuda and dist.is_nccl_available() else "gloo"
     with _connected():
         dist.init_process_group(backend, timeout=LONGEST_WAIT)
-        store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
+        store = dist.TCPStore(here.address, here.port, is_master=False)  # type: ignore[attr-defined]
     ranks = Ranks.present()
     try:
         yield ranks
@@ -205,31 +203,13 @@ def joined(device: str) -> Iterator[Ranks]:
         # What torchrun ends the others with must not end the one that speaks.
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         if not (ranks.is_first or isinstance(error, RankLostError)):
-            _let_another_speak()
+            let_another_speak()
         if not isinstance(error, ElsewhereError) and _speaks_first(store):
-            raise
-        _let_another_speak()
+            raise SystemExit(f"unrolled: {error}") from None
+        let_another_speak()
         raise SystemExit(1) from None
     else:
         dist.destroy_process_group()
-
-
-def started_by() -> list[str]:
-    """The words with which torchrun started this program; none where it did not."""
-    here, size = os.environ.get("LOCAL_WORLD_SIZE"), os.environ.get("WORLD_SIZE")
-    if not _under_torchrun() or here is None:
-        return []
-    # Of several machines: where they meet is torchrun's to know.
-    return ["torchrun", *(["--nproc-per-node", here] if here == size else ["..."]), "-m", "unrolled"]
-
-
-def _under_torchrun() -> bool:
-    return all(name in os.environ for name in _TORCHRUN) and os.environ["WORLD_SIZE"] != "1"
-
-
-def _let_another_speak() -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(_TIME_TO_SPEAK)
 
 
 def _speaks_first(store: Any) -> bool:

@@ -258,7 +258,8 @@ class Trainer:
         return event
 
     def _check_weights(self) -> None:
-        if not all(bool(weight.isfinite().all()) for weight in self.averaged.parameters()):
+        finite = all(bool(weight.isfinite().all()) for weight in self.averaged.parameters())
+        if self.ranks.any(not finite):
             self._give_up(f"the weights are no longer finite after step {self._at.step}")
 
     def _give_up(self, what: str) -> NoReturn:
@@ -298,6 +299,7 @@ class Trainer:
         self._check_weights()
         step, best, at = self._at.step, self._at.is_best, self._at.saved()
         reason, name = self.ranks.told(partial(self._written, at, self._learner.tensors(), best=best))
+        self._learner.align()
         if not reason:
             self._at, self._saved = at, step
             return Saved(step, Path(name), best)
