@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from datetime import timedelta
@@ -119,6 +120,16 @@ def drift(config: TrainConfig, rank: int) -> list[str]:
     return hashes[-2:]
 
 
+def apart(config: TrainConfig, results: dict[str, Any], directory: Path, rank: int) -> None:
+    """Two machines' disks: the run is on that of rank 0 alone, then on that of rank 1 alone."""
+    (directory / f"disk-{rank}").mkdir()
+    os.chdir(directory / f"disk-{rank}")
+    shutil.copytree(config.out or "", f"begun-{rank}")
+    results["here"] = seen(run(dataclasses.replace(config, out="begun-0", steps=31)))["end"]
+    results["there"] = failure(lambda: run(dataclasses.replace(config, out="begun-1")))
+    results["disk"] = sorted(path.name for path in Path().iterdir())
+
+
 def unlike(config: TrainConfig, results: dict[str, Any], rank: int) -> None:
     """Runs in which something goes wrong, on one rank or on both."""
     results["indivisible"] = failure(lambda: Trainer(dataclasses.replace(config, lanes=5)))
@@ -177,6 +188,7 @@ def main(directory: Path, rank: int) -> None:
     results["moved-3"] = seen(run(moved))
     unlike(config, results, rank)
     results["drift"] = drift(config, rank)
+    apart(config, results, directory, rank)
     disconnect()
     (directory / f"rank-{rank}.json").write_text(json.dumps(results), encoding="utf-8")
 

@@ -154,6 +154,11 @@ def test_decisions_are_made_once(world: Any) -> None:
         ),
         ("taken", "ConfigError: ", "ElsewhereError: rank 0: "),
         ("callback", "ArithmeticError: the callback's own", "ElsewhereError: a callback of rank 0 raised"),
+        (
+            "there",
+            "RankError: begun-1 has a saved model on another machine and none on that of rank 0",
+            "RankError: begun-1 has a saved model on another machine and none on that of rank 0",
+        ),
         ("nan", "TrainingError: the loss is nan", "TrainingError: the loss is nan"),
     ],
 )
@@ -161,6 +166,12 @@ def test_what_goes_wrong_ends_both_ranks(world: Any, what: str, first: str, seco
     for saw, expected in zip(world[2], (first, second), strict=True):
         kind, text, *_ = saw[what]
         assert f"{kind}: {text}".startswith(expected)
+
+
+def test_only_rank_0_needs_the_run_on_its_disk(world: Any) -> None:
+    first, second = world[2]
+    assert first["here"] == second["here"] == [30, 31, False, False]
+    assert (first["disk"], second["disk"]) == (["begun-0", "begun-1"], ["begun-1"])
 
 
 def test_what_was_saved_when_it_went_wrong(world: Any) -> None:

@@ -9,6 +9,13 @@ import torch
 from .config import TrainConfig
 
 
+def begun_elsewhere(run: Path) -> str:
+    return (
+        f"{run} has a saved model on another machine and none on that of rank 0, which reads and writes it; share the "
+        "directory, or make that machine the first: torchrun --node-rank 0 --master-addr HOST --master-port PORT"
+    )
+
+
 def diverged(what: str, config: TrainConfig, last: Path | None) -> str:
     left = f"{last} is the last good model" if last else "no model had been saved yet"
     clip = f"a smaller --clip (it is {config.clip:g})" if config.clip else "gradients clipped, --clip 1"

@@ -20,7 +20,7 @@ from .board import Board
 from .checkpoint import Run
 from .config import ConfigError, TrainConfig
 from .corpus import Corpus, Split
-from .endings import diverged, is_out_of_memory, not_saved, out_of_memory
+from .endings import begun_elsewhere, diverged, is_out_of_memory, not_saved, out_of_memory
 from .evaluate import Counts, Evaluation, Score, blocks, evaluate
 from .events import Evaluated, Event, Finished, Saved, SaveFailed, Started, StepDone
 from .generate import generate
@@ -30,7 +30,7 @@ from .machine import check_autocast, device_named, threads
 from .model import LanguageModel
 from .own_model import as_language_model, write
 from .pace import steps_in
-from .ranks import ElsewhereError, Ranks
+from .ranks import ElsewhereError, RankError, Ranks
 from .resume import Earlier, Standing, record, take_up, timed_before
 from .run_directory import RunDirectory
 from .state_layout import StateLayout
@@ -195,6 +195,8 @@ class Trainer:
         """Go to where the run stands, and return the length of its log there: 0 where it is yet to begin."""
         found: list[Earlier] = []
         told = self.ranks.told(lambda: self._found(found))
+        if told is None and self.ranks.any(self._files.last() is not None):
+            raise RankError(begun_elsewhere(self.directory))
         if told is not None:
             standing, log_bytes = told
             self._at = Standing.of(standing)
