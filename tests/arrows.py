@@ -96,7 +96,7 @@ ARROWS: dict[str, set[str]] = {
 ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
-    *("bookmark", "dynamic", "ngram", "state_layout"),
+    *("bookmark", "dynamic", "ngram", "ranks", "state_layout"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}

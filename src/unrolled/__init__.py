@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .loss import bits_per_byte, nats, perplexity
     from .model import LanguageModel, ModelConfig
     from .ngram import NGram
+    from .ranks import RankError
     from .recurrence import BackendUnavailable, Choice, backends
     from .stack import MultiLayerLSTM, Trace
     from .state import LSTMState
@@ -89,6 +90,7 @@ _MODULES = {
     "events": ("Started", "StepDone", "Evaluated", "Saved", "SaveFailed", "Finished"),
     "disk": ("DiskWarning",),
     "lock": ("LockedError",),
+    "ranks": ("RankError",),
     "checkpoint": ("save_model", "load", "Run", "CheckpointError"),
     "generate": ("generate", "Piece", "Writing"),
     "bookmark": ("Bookmark", "BookmarkError"),
@@ -165,6 +167,7 @@ __all__ = [
     "Run",
     "CheckpointError",
     "LockedError",
+    "RankError",
     "DiskWarning",
     "generate",
     "Piece",
