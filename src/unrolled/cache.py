@@ -23,7 +23,7 @@ from . import disk
 from .encoding import Encoded, Writable, dtype_for
 from .sources import PIECE, CorpusError
 from .tokenizer import Tokenizer, TokenizerError
-from .tokens import LARGEST_FILE, parse_tokenizer
+from .tokens import LARGEST_FILE, parse_tokenizer, tokenizer_file
 
 VERSION = 1
 _MARK = b"unrolled"
@@ -39,14 +39,6 @@ class _Damaged(Exception):
 def key_of(description: Mapping[str, Any]) -> str:
     """The name of the encoding that `description` (plain values) decides."""
     return hashlib.sha256(json.dumps({"version": VERSION, **description}, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def tokenizer_file(tokenizer: Tokenizer) -> bytes:
-    """What `tokenizer.save` writes."""
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "tokenizer.json"
-        tokenizer.save(path)
-        return path.read_bytes()
 
 
 def take_up(directory: Path, name: str) -> tuple[Encoded, Tokenizer] | None:

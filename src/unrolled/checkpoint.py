@@ -11,7 +11,6 @@ from __future__ import annotations
 import difflib
 import os
 import re
-import tempfile
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -37,7 +36,7 @@ from .manifest import (
     write_directory,
 )
 from .model import LanguageModel, ModelConfig
-from .tokens import Tokenizer, TokenizerError, load_tokenizer
+from .tokens import Tokenizer, TokenizerError, load_tokenizer, tokenizer_file
 from .weights import check_shapes, packed, unpacked
 
 __all__ = [
@@ -103,7 +102,7 @@ def save_model(directory: PathLike, model: nn.Module, tokenizer: Tokenizer, trai
         )
     contents = {
         CONFIG: encode_json(versioned(_described(model))),
-        TOKENIZER: _saved(tokenizer),
+        TOKENIZER: tokenizer_file(tokenizer),
         WEIGHTS: packed(model.state_dict()),
     }
     if training is not None:
@@ -314,12 +313,6 @@ def _contents(path: Path, *keep: str) -> dict[str, bytes]:
         if name not in manifest["files"]:
             raise CheckpointError(f"{path / MANIFEST} does not list {name}; this is not a whole model")
     return contents
-
-
-def _saved(tokenizer: Tokenizer) -> bytes:
-    with tempfile.TemporaryDirectory() as scratch:
-        tokenizer.save(Path(scratch) / TOKENIZER)
-        return (Path(scratch) / TOKENIZER).read_bytes()
 
 
 def _described(model: nn.Module) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from .cache import key_of, store, take_up, tokenizer_file
+from .cache import key_of, store, take_up
 from .encoding import Encoded, encode, in_memory, learned_from, texts
 from .sources import PIECE, CorpusError, PathLike, Source, find
 from .tokens import (
@@ -23,6 +23,7 @@ from .tokens import (
     IntArray,
     Tokenizer,
     new_tokenizer,
+    tokenizer_file,
 )
 
 __all__ = ["DEFAULT_SPLIT", "Corpus", "CorpusError", "Split", "builtin_text", "read_corpus"]

@@ -5,6 +5,7 @@ All tokenizers are immutable values: equal ones encode alike, and `save` writes 
 
 import codecs
 import json
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
@@ -41,6 +42,7 @@ __all__ = [
     "load_tokenizer",
     "new_tokenizer",
     "parse_tokenizer",
+    "tokenizer_file",
 ]
 
 # Every code point as a symbol, each written as an escape, is less; more is not ours and would only cost memory.
@@ -305,6 +307,14 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         return parse_tokenizer(raw)
     except TokenizerError as error:
         raise TokenizerError(f"{path}: {error}") from None
+
+
+def tokenizer_file(tokenizer: Tokenizer) -> bytes:
+    """What `tokenizer.save` writes."""
+    with tempfile.TemporaryDirectory() as scratch:
+        path = Path(scratch) / "tokenizer.json"
+        tokenizer.save(path)
+        return path.read_bytes()
 
 
 def parse_tokenizer(raw: bytes) -> Tokenizer:
