@@ -28,9 +28,7 @@ from torch import Tensor, nn
 
 from unrolled import (
     Corpus,
-    LanguageModel,
     LSTMState,
-    ModelConfig,
     MultiLayerLSTM,
     Started,
     StepDone,
@@ -39,6 +37,7 @@ from unrolled import (
     backends,
     read_corpus,
 )
+from unrolled.beginning import fresh
 from unrolled.events import Event
 
 OPEN, CLOSED = "unrolled", "nn.LSTM"
@@ -110,9 +109,7 @@ def recorded(files: tuple[str, ...], out: str) -> TrainConfig:
 
 
 def side(config: TrainConfig, corpus: Corpus, *, closed: bool) -> Side:
-    torch.manual_seed(config.seed)
-    sizes = ModelConfig(corpus.tokenizer.size, config.hidden, config.layers, config.embedding, config.dropout)
-    model = LanguageModel(sizes)
+    model = fresh(config, corpus.tokenizer.size)
     if closed:
         model.lstm = ClosedStack(model.lstm)
     trainer = Trainer(config, corpus, model)

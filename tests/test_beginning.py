@@ -55,6 +55,8 @@ def test_what_a_model_that_is_trained_on_cannot_become(here: Path) -> None:
     list(Trainer(config("a.txt", tokens="char", out="first")).run())
     with pytest.raises(ConfigError, match=r"hidden=16 is not what the model in first has: 8; .* leave --hidden out"):
         begin(config("b.txt", init_from="first", hidden=16))
+    with pytest.raises(ConfigError, match=r"hidden=256 is not what the model in first has: 8"):
+        begin(config("b.txt", init_from="first", hidden=256))
     with pytest.raises(
         ConfigError, match="tokens=bpe is not what first reads: its tokens are char; leave --tokens out"
     ):
@@ -62,8 +64,12 @@ def test_what_a_model_that_is_trained_on_cannot_become(here: Path) -> None:
     with pytest.raises(ConfigError, match="init_from and tokenizer both say what the tokens are"):
         begin(config("b.txt", init_from="first", tokenizer="first"))
     Path("c.txt").write_text("the zoo " * 50)
-    with pytest.raises(CorpusError, match=r"c\.txt: character 'z' \(U\+007A\) at position 4 is not among the"):
+    with pytest.raises(CorpusError) as raised:
         begin(config("c.txt", init_from="first"))
+    assert str(raised.value) == (
+        "c.txt: character 'z' (U+007A) at position 4 is not among the 11 symbols of this tokenizer, which is fixed; "
+        "replace the character, or take a model of bytes or byte pairs, which reads any text"
+    )
 
 
 def test_a_given_tokenizer(here: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_default_is_a_configuration() -> None:
         ({"steps": 10, "epochs": 2}, "steps=10 and epochs=2 both say how long to train; give one"),
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"hidden": "256"}, "hidden must be a whole number, got '256'"),
-        ({"hidden": None}, "hidden must be a whole number, got None"),
+        ({"lanes": None}, "lanes must be a whole number, got None"),
         ({"lanes": True}, "lanes must be a whole number, got True"),
         ({"seed": -1}, "seed must be at least 0, got -1"),
         ({"seed": 2**63}, r"seed must be below 2\*\*63, got 9223372036854775808"),

@@ -100,9 +100,8 @@ def fitting(model: nn.Module | None, config: TrainConfig, vocabulary: int) -> nn
 
 def fresh(config: TrainConfig, vocabulary: int) -> LanguageModel:
     """A new model whose numbers follow from the seed alone, drawn on the CPU for every device."""
-    sizes = ModelConfig(
-        vocabulary, config.hidden, config.layers, config.embedding, config.dropout, config.embedding_dropout
-    )
+    given = {name: getattr(config, name) for name in _SIZES if getattr(config, name) is not None}
+    sizes = ModelConfig(vocabulary, **given, dropout=config.dropout, embedding_dropout=config.embedding_dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         return LanguageModel(sizes, dtype=getattr(torch, config.dtype))
@@ -123,7 +122,7 @@ def _source(config: TrainConfig, directory: str) -> Run:
     run = load(latest(config.directory) or directory)
     for name in _SIZES:
         given, own = getattr(config, name), getattr(run.config, name)
-        if given not in (own, TrainConfig.__dataclass_fields__[name].default):
+        if given not in (None, own):
             raise ConfigError(
                 f"{name}={given} is not what the model in {directory} has: {own}; a model that is trained on keeps its "
                 f"sizes: leave --{name} out, or begin a new model without --init-from"

@@ -89,12 +89,12 @@ class TrainConfig:
     """Text behind which a new document begins, also inside a file."""
     init_from: str | None = None
     """Run or model whose weights and tokens to start from, on other text."""
-    layers: int = 2
-    """LSTM layers."""
-    hidden: int = 256
-    """Width of each layer."""
-    embedding: int = 64
-    """Width of a learned embedding of the tokens; 0 feeds one-hot rows, which learn more slowly at first."""
+    layers: int | None = None
+    """LSTM layers; 2 if not given, with init_from those of its model, and so on."""
+    hidden: int | None = None
+    """Width of each layer; 256 if not given."""
+    embedding: int | None = None
+    """Width of a learned embedding of the tokens, 64 if not given; 0 feeds one-hot rows, which learn more slowly."""
     dropout: float = 0.2
     """Share of h dropped between layers and before the projection."""
     embedding_dropout: float = 0.0

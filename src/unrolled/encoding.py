@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .sources import PIECE, CorpusError, Source, binary, control_bytes, convert
-from .tokenizer import IntArray, StreamEncoder, Tokenizer, TokenizerError
+from .tokenizer import IntArray, StreamEncoder, Tokenizer, TokenizerError, UnknownCharacterError
 
 # Of a text, what a vocabulary of byte pairs is learned from: enough for its statistics, and bounded in time and memory.
 LEARNED_FROM = 2**24
@@ -173,6 +173,12 @@ class _Writer:
                     encoder, self._fresh = None, True
             if encoder is not None:
                 self._append(encoder.finish())
+        except UnknownCharacterError as error:
+            # The tokenizer came with a model or a file: one that was made here knows every character of the text.
+            raise CorpusError(
+                f"{source.name}: {error.what}, which is fixed; replace the character, or take a model of bytes or byte "
+                "pairs, which reads any text"
+            ) from None
         except TokenizerError as error:
             raise CorpusError(f"{source.name}: {error}") from None
 

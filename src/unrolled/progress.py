@@ -186,9 +186,10 @@ class _Screen:
 def _opening(event: Started) -> str:
     config, sizes = event.config, event.sizes
     held = f", {sizes['val']:,} to validate" if "val" in sizes else ""
+    shape = "" if config.hidden is None else f" ({config.layers} x {config.hidden})"
     goes_on = f"\ngoing on from step {event.step}" if event.step else ""
     return (
-        f"{event.directory}: {event.parameters:,} parameters ({config.layers} x {config.hidden}), {config.tokens} "
+        f"{event.directory}: {event.parameters:,} parameters{shape}, {config.tokens} "
         f"tokens: {sizes['train']:,} to train{held}\n"
         f"{config.steps} steps of {config.lanes} x {config.window} tokens, "
         f"{(config.steps or 0) / event.windows_per_epoch:.3g} times through the text{goes_on}"

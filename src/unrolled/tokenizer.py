@@ -23,6 +23,14 @@ class TokenizerError(ValueError):
     """Text that can't be encoded, ids that stand for nothing, or a tokenizer file that can't be used."""
 
 
+class UnknownCharacterError(TokenizerError):
+    """`what` is wrong, and `advice` for whoever may choose another tokenizer."""
+
+    def __init__(self, what: str, advice: str) -> None:
+        super().__init__(f"{what}; {advice}")
+        self.what = what
+
+
 class StreamEncoder(Protocol):
     """Bytes in, ids out, a piece of a text at a time.
 

@@ -24,6 +24,7 @@ from .tokenizer import (
     StreamEncoder,
     Tokenizer,
     TokenizerError,
+    UnknownCharacterError,
     check_text,
     checked,
     write_file,
@@ -154,11 +155,12 @@ class CharTokenizer:
             return ids[ids >= 0]
         if self.unseen == "error" and ids.size and ids.min() < 0:
             position = int(np.argmax(ids < 0))
-            raise TokenizerError(
+            raise UnknownCharacterError(
                 f"character {_named(text[position])} at position {before + position} is not among the {self.size} "
-                'symbols of this tokenizer; CharTokenizer(symbols, unseen="skip") leaves such characters out, '
+                "symbols of this tokenizer",
+                'CharTokenizer(symbols, unseen="skip") leaves such characters out, '
                 f"unseen={self._example!r} (or any other symbol) puts that one in their place, and ByteTokenizer "
-                "(--tokens byte) knows every text"
+                "(--tokens byte) knows every text",
             )
         return ids
 
