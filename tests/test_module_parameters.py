@@ -73,7 +73,7 @@ def assert_near(got: Tensor, exact: Tensor, relative: float) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, F32, F64], ids=str)
 @kinds
 def test_parameters_of_every_float_dtype(kind: str, dtype: torch.dtype) -> None:
-    """Each of some 20 steps of two layers rounds a few times: thirty roundings, of which the largest value shows all."""
+    """Each step rounds a few times: thirty roundings, which the largest value may show."""
     module, (x, masks) = new(kind, dtype), inputs(dtype)
     loss = loss_of(module, x, masks)
     loss.backward()
