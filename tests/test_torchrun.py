@@ -1,5 +1,6 @@
 """torchrun at the command line, and what it tells a process."""
 
+import dataclasses
 import os
 import signal
 import subprocess
@@ -18,7 +19,7 @@ from unrolled.cli import main
 from unrolled.ranks import ALONE, RankError, joined
 from unrolled.torchrun import TIME_TO_SPEAK, Place, place
 
-TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "-m"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS)]
 TRAIN = ("unrolled", "train", "--config", "run.toml")
 
 
@@ -47,7 +48,11 @@ def started(monkeypatch: pytest.MonkeyPatch, **differing: str) -> None:
 
 def test_what_torchrun_says_of_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     started(monkeypatch, address="there", port="29500")
-    assert place() == Place(rank=1, size=2, local=1, here=2, address="there", port=29500)
+    expected = Place(rank=1, size=2, local=1, here=2, address="there", port=29500, opened=False, attempt=0)
+    assert place() == expected
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "3")
+    assert place() == dataclasses.replace(expected, opened=True, attempt=3)
 
 
 @pytest.mark.parametrize(("rank", "waits"), [("0", []), ("1", [TIME_TO_SPEAK])])
@@ -72,10 +77,11 @@ def test_ranks_wait_for_a_day_and_a_cuda_device_each(monkeypatch: pytest.MonkeyP
     started(monkeypatch, local="1")
     asked: list[Any] = []
 
-    def refuse(backend: str, timeout: timedelta) -> None:
+    def refuse(backend: str, timeout: timedelta, **_: Any) -> None:
         asked.append((backend, timeout))
         raise RuntimeError("[some/gloo/pair.cc:537] Connection refused. This is typically caused by something. GLHF!")
 
+    monkeypatch.setattr(torch.distributed, "TCPStore", lambda *_, **__: torch.distributed.HashStore())
     monkeypatch.setattr(torch.distributed, "init_process_group", refuse)
     monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
@@ -93,15 +99,14 @@ def test_the_command_to_go_on_with(monkeypatch: pytest.MonkeyPatch, size: str, w
     assert place().words == ["torchrun", *words, "-m", "unrolled"]
 
 
-def torchrun(directory: Path, *arguments: str, **how: Any) -> "subprocess.Popen[str]":
+def torchrun(directory: Path, *arguments: str, restarts: int = 0) -> "subprocess.Popen[str]":
     return subprocess.Popen(
-        [*TORCHRUN, *arguments],
+        [*TORCHRUN, f"--max-restarts={restarts}", "-m", *arguments],
         cwd=directory,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        **how,
     )
 
 
@@ -155,6 +160,23 @@ def test_a_rank_that_is_killed_ends_all_and_the_same_command_goes_on(
     )
     assert rest.returncode == 0, rest.stderr
     assert load_training(tmp_path / "run").record["step"] == saved + 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds the ranks under /proc")
+def test_torchrun_that_may_restart_goes_on_by_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings(tmp_path, monkeypatch)
+    long = ("--steps", "1000", "--eval-every", "500", "--save-every", "50", "--dropout", "0.2", "--quiet")
+    process = torchrun(tmp_path, *TRAIN, *long, restarts=1)
+    while not (tmp_path / "run" / "step-00000100").is_dir():
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.kill(processes_of(process.pid)[1], signal.SIGKILL)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
+    process = torchrun(tmp_path, *TRAIN, *long, "--out", str(tmp_path / "whole"))
+    assert process.wait(120) == 0
+    assert sums(tmp_path / "run" / "step-00001000") == sums(tmp_path / "whole" / "step-00001000")
 
 
 @pytest.mark.slow

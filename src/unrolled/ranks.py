@@ -19,12 +19,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from .torchrun import let_another_speak, place
+from .torchrun import Place, let_another_speak, place
 
 # Rank 0 encodes, evaluates and saves alone, and the others wait for as long as that may take; a process that dies ends
 # the waiting at once, since its connections close.
 LONGEST_WAIT = timedelta(days=1)
-_SPOKEN = "unrolled/spoken"
+_SPOKEN = "spoken"
 
 _T = TypeVar("_T")
 
@@ -194,8 +194,8 @@ def joined(device: str) -> Iterator[Ranks]:
         torch.cuda.set_device(here.local % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if cuda and dist.is_nccl_available() else "gloo"
     with _connected():
-        dist.init_process_group(backend, timeout=LONGEST_WAIT)
-        store = dist.TCPStore(here.address, here.port, is_master=False)  # type: ignore[attr-defined]
+        store = _store(here)
+        dist.init_process_group(backend, timeout=LONGEST_WAIT, store=store, rank=here.rank, world_size=here.size)
     ranks = Ranks.present()
     try:
         yield ranks
@@ -210,6 +210,12 @@ def joined(device: str) -> Iterator[Ranks]:
         raise SystemExit(1) from None
     else:
         dist.destroy_process_group()
+
+
+def _store(here: Place) -> Any:
+    # torchrun keeps one store through all attempts, and an earlier one's addresses lead nowhere.
+    store = dist.TCPStore(here.address, here.port, is_master=here.rank == 0 and not here.opened)  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"unrolled/{here.attempt}", store)  # type: ignore[attr-defined]
 
 
 def _speaks_first(store: Any) -> bool:

@@ -13,7 +13,11 @@ TIME_TO_SPEAK = 2.0
 
 @dataclass(frozen=True)
 class Place:
-    """Number `rank` of `size` processes, number `local` of `here` on this machine; where they meet."""
+    """Number `rank` of `size` processes, number `local` of `here` on this machine.
+
+    They meet at a store at `address` and `port`, which torchrun has `opened`, or else rank 0 opens; `attempt` says how
+    often they have been started again.
+    """
 
     rank: int
     size: int
@@ -21,6 +25,8 @@ class Place:
     here: int
     address: str
     port: int
+    opened: bool
+    attempt: int
 
     @property
     def words(self) -> list[str]:
@@ -39,7 +45,9 @@ def place() -> Place | None:
     if not all(name in os.environ for name in names) or os.environ["WORLD_SIZE"] == "1":
         return None
     rank, size, local, here, address, port = (os.environ[name] for name in names)
-    return Place(int(rank), int(size), int(local), int(here), address, int(port))
+    opened = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+    return Place(int(rank), int(size), int(local), int(here), address, int(port), opened, attempt)
 
 
 def let_another_speak() -> None:
