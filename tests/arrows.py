@@ -51,6 +51,9 @@ ARROWS: dict[str, set[str]] = {
     "snapshot": set(),
     "step_arguments": {"arguments", "state"},
     "parts": {"model", "stack", "layer", "interop", "recurrence.step"},
+    "onnx_graph": {"parts"},
+    "onnx_export": {"parts", "onnx_graph", "manifest", "model", "tokens", "__version__"},
+    "export_command": {"onnx_export", "calibration", "checkpoint", "corpus", "parts", "scoring", "tokens"},
     "calibration": {"parts", "loss"},
     "stepper": {
         *("parts", "calibration", "snapshot", "step_arguments", "state"),
@@ -96,7 +99,7 @@ ARROWS: dict[str, set[str]] = {
 ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
-    *("bookmark", "dynamic", "ngram", "ranks", "state_layout"),
+    *("bookmark", "dynamic", "ngram", "ranks", "state_layout", "onnx_export"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}
@@ -110,6 +113,9 @@ FOREIGN: dict[str, set[str]] = {
     "trace": {"rich"},
     "progress": {"rich"},
     "score_request": {"cyclopts"},
+    "onnx_graph": {"onnx"},
+    "onnx_export": {"onnx", "onnxruntime"},
+    "export_command": {"onnxruntime"},
     "bench": {"rich"},
     "generate_command": {"cyclopts"},
     "cli": {"cyclopts", "rich"},

@@ -11,10 +11,16 @@ from pathlib import Path
 
 import pytest
 
+from unrolled import ByteTokenizer, LanguageModel, ModelConfig, export_onnx
+
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # A program to train with may be longer than a lesson.
 LINES = {"word_language_model": 150}
-ARGUMENTS = {"word_language_model": ["--train", "train.txt", "--valid", "valid.txt"]}
+ARGUMENTS = {
+    "word_language_model": ["--train", "train.txt", "--valid", "valid.txt"],
+    "onnx_generate": ["model.onnx", "The ", "20"],
+}
+NEEDS = {"onnx_generate": ("onnx", "onnxruntime")}
 
 
 def run(example: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -51,7 +57,11 @@ def test_an_example_is_short(example: Path):
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_runs(example: Path, tmp_path: Path):
+    for package in NEEDS.get(example.stem, ()):
+        pytest.importorskip(package)
     write_texts(tmp_path)
+    if example.stem == "onnx_generate":
+        export_onnx(LanguageModel(ModelConfig(256, 8)), tmp_path / "model.onnx", tokenizer=ByteTokenizer())
     done = run(example, tmp_path, *ARGUMENTS.get(example.stem, []))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .loss import bits_per_byte, nats, perplexity
     from .model import LanguageModel, ModelConfig
     from .ngram import NGram
+    from .onnx_export import ExportError, export_onnx
     from .ranks import RankError
     from .recurrence import BackendUnavailable, Choice, backends
     from .stack import MultiLayerLSTM, Trace
@@ -60,6 +61,7 @@ _MODULES = {
     "stepper": ("Stepper",),
     "calibration": ("Calibration",),
     "interop": ("from_torch", "to_torch"),
+    "onnx_export": ("export_onnx", "ExportError"),
     "recurrence": ("backends", "Choice", "BackendUnavailable"),
     "tokens": (
         "ByteTokenizer",
@@ -108,6 +110,8 @@ __all__ = [
     "Calibration",
     "from_torch",
     "to_torch",
+    "export_onnx",
+    "ExportError",
     "backends",
     "Choice",
     "BackendUnavailable",

@@ -256,6 +256,9 @@ def plot(run: Path, /, *, out: Path | None = None) -> None:
     _say(f"drawn: {plot(run, out)}")
 
 
+app.command("unrolled.export_command:export", help="Write a model into one ONNX file, with its tokenizer.")
+
+
 @app.command
 def info(run: Path, /) -> None:
     """Show what a model is: its sizes, tokens, training and files, each of which is checked against its hash.

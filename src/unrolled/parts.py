@@ -52,30 +52,45 @@ class Parts(NamedTuple):
 _KINDS = ("W_x", "W_h", "b_")
 
 
-def take_apart(model: Steppable) -> Parts:
+class Runner(NamedTuple):
+    """Who is to run the parts, for the sentences; `call` with a model in its braces gives it one."""
+
+    noun: str
+    call: str
+    any_weights: bool = False
+
+
+STEPPER = Runner("a stepper", "Stepper({}, ...)")
+
+
+def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
     """The parts of `model`; of an `nn.LSTM`, those of the stack that `from_torch` makes of it now.
 
-    Raises TypeError for another class, for one that computes something of its own and for weights that are not float32;
-    ValueError for weights that are not on the CPU and for layers of several widths.
+    Raises TypeError for another class, for one that computes something of its own and, unless the runner takes
+    `any_weights`, for weights that are not float32; ValueError for weights that are not on the CPU and for layers of
+    several widths.
     """
     if not isinstance(model, _CLASSES):
-        raise _wrong_class(model)
-    _check_weights(model)
+        raise _wrong_class(model, runner)
+    if not runner.any_weights:
+        _check_weights(model)
     if isinstance(model, nn.LSTM):
-        _check_forward(model, nn.LSTM)
+        _check_forward(model, nn.LSTM, runner)
         # Dropout between layers, which from_torch asks about, plays no part in evaluation.
         return Parts(model, None, _layers(from_torch(model, dropout=0.0)), None)
     if isinstance(model, LSTMLayer):
-        _check_forward(model, LSTMLayer)
+        _check_forward(model, LSTMLayer, runner)
         return Parts(model, None, (model,), None)
     if isinstance(model, LanguageModel):
-        _check_forward(model, LanguageModel)
+        _check_forward(model, LanguageModel, runner)
+        if model.embedding is not None:
+            _check_forward(model.embedding, nn.Embedding, runner)
     stack = model.lstm if isinstance(model, LanguageModel) else model
-    _check_forward(stack, MultiLayerLSTM)
+    _check_forward(stack, MultiLayerLSTM, runner)
     layers = _layers(stack)
-    _check_layers(layers)
+    _check_layers(layers, runner)
     if stack.proj is not None:
-        _check_forward(stack.proj, nn.Linear)
+        _check_forward(stack.proj, nn.Linear, runner)
     return Parts(model, model.embedding if isinstance(model, LanguageModel) else None, layers, stack.proj)
 
 
@@ -102,37 +117,37 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _check_layers(layers: tuple[LSTMLayer, ...]) -> None:
+def _check_layers(layers: tuple[LSTMLayer, ...], runner: Runner) -> None:
     for k, layer in enumerate(layers):
-        _check_forward(layer, LSTMLayer)
+        _check_forward(layer, LSTMLayer, runner)
         hidden = layers[0].hidden_dim
         expected = (layers[0].input_dim if k == 0 else hidden, hidden)
         if (layer.input_dim, layer.hidden_dim) != expected:
             raise ValueError(
                 f"layer {k} has input_dim={layer.input_dim} and hidden_dim={layer.hidden_dim}, expected {expected[0]} "
-                f"and {expected[1]}: a stepper's layers have one hidden width; Stepper(model.layers[{k}], ...) runs "
-                "this one alone"
+                f"and {expected[1]}: {runner.noun}'s layers have one hidden width; "
+                f"{runner.call.format(f'model.layers[{k}]')} runs this one alone"
             )
 
 
-def _check_forward(module: nn.Module, wanted: type[nn.Module]) -> None:
-    """A stepper has the class's equations, so a module that computes another thing must not be taken for it."""
+def _check_forward(module: nn.Module, wanted: type[nn.Module], runner: Runner) -> None:
+    """The runner has the class's equations, so a module that computes another thing must not be taken for it."""
     own = "forward" in vars(module) or (isinstance(module, wanted) and type(module).forward is not wanted.forward)
     if own or not isinstance(module, wanted):
         does = "has a forward of its own" if own else f"is no {wanted.__name__}"
-        raise TypeError(
-            f"the model's {type(module).__name__} {does}, and a stepper computes what {wanted.__name__}.forward does"
-        )
+        what = f"what {wanted.__name__}.forward does"
+        raise TypeError(f"the model's {type(module).__name__} {does}, and {runner.noun} computes {what}")
 
 
-def _wrong_class(model: Any) -> TypeError:
+def _wrong_class(model: Any, runner: Runner) -> TypeError:
     hint = ""
     if isinstance(model, nn.LSTMCell):
         hint = "; an LSTMCell is the layer unrolled.from_torch(model)"
     elif isinstance(model, nn.Module):
         inside = [path for path, part in model.named_modules() if isinstance(part, _CLASSES)]
         if inside:
-            hint = f'; it holds one: Stepper(model.get_submodule("{inside[0]}"), ...)'
+            holder = f'model.get_submodule("{inside[0]}")'
+            hint = f"; it holds one: {runner.call.format(holder)}"
     return TypeError(
         f"model is of type {type(model).__name__}, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or "
         f"torch.nn.LSTM{hint}"

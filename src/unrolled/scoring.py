@@ -76,6 +76,28 @@ def results(
         yield subject.result(*text)
 
 
+def recorded(run: Run) -> Corpus | str:
+    """The text that the run was made from, or why it can't be had."""
+    record = run.training or {}
+    if "config" not in record or "sha256" not in record:
+        return f"{run.directory} does not say what it was trained on"
+    try:
+        config = TrainConfig.from_dict(record["config"])
+        corpus = read_corpus(
+            config.files,
+            split=config.split,
+            val=config.val,
+            tokenizer=run.tokenizer,
+            separator=config.document_separator or "",
+            cache=run.directory.parent.parent / ENCODED,
+        )
+    except (ValueError, TypeError, OSError) as error:
+        return f"the text of the run can't be read ({error})"
+    if corpus.sha256 != record["sha256"]:
+        return f"{', '.join(config.files) or 'the built-in text'} has changed since the run was made"
+    return corpus
+
+
 class _Subject:
     """A loaded run, and what is made of its training text at most once."""
 
@@ -130,25 +152,7 @@ class _Subject:
 
     @cached_property
     def _recorded(self) -> Corpus | str:
-        """The text that the run was made from, or why it can't be had."""
-        record = self._run.training or {}
-        if "config" not in record or "sha256" not in record:
-            return f"{self._run.directory} does not say what it was trained on"
-        try:
-            config = TrainConfig.from_dict(record["config"])
-            corpus = read_corpus(
-                config.files,
-                split=config.split,
-                val=config.val,
-                tokenizer=self._run.tokenizer,
-                separator=config.document_separator or "",
-                cache=self._run.directory.parent.parent / ENCODED,
-            )
-        except (ValueError, TypeError, OSError) as error:
-            return f"the text of the run can't be read ({error})"
-        if corpus.sha256 != record["sha256"]:
-            return f"{', '.join(config.files) or 'the built-in text'} has changed since the run was made"
-        return corpus
+        return recorded(self._run)
 
     @cached_property
     def _train(self) -> Split | str:
