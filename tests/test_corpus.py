@@ -1,6 +1,7 @@
 """Files to splits: where the cuts lie, what a document is, and what every unusable file is told."""
 
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -304,3 +305,24 @@ def test_a_split_is_checked() -> None:
         Split(ids[None], np.array([0]))
     with pytest.raises(ValueError, match="starts must be one axis of integers, got float64"):
         Split(ids, np.array([0.0]))  # type: ignore[arg-type]
+
+
+def test_how_far_a_text_is_encoded(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("corpus", "sources"):
+        monkeypatch.setattr(sys.modules[f"unrolled.{module}"], "PIECE", 100)
+    told: list[tuple[str, int, int]] = []
+
+    def hear(what: str, done: int, of: int) -> None:
+        told.append((re.sub(r" at \d+ MB/s$", "", what), done, of))
+
+    a, b = file("a", "x" * 150 + "y" * 50), file("b", "y" * 100)
+    read_corpus(a, tokens="char", progress=hear)
+    steps = [(100, 200), (200, 200)]
+    assert told == [(f"{what} a", *step) for what in ("looking for characters in", "encoding") for step in steps]
+    told.clear()
+    read_corpus([a, b], progress=hear)
+    assert told == [("encoding 2 files", done, 300) for done in (100, 200, 300)]
+    told.clear()
+    read_corpus(a, tokens="bpe", vocabulary=257, val=b, progress=hear)
+    assert told[:2] == [("learning byte pairs from a", done, 200) for done in (100, 200)]
+    assert told[2:] == [("encoding 2 files", done, 300) for done in (100, 200, 300)]

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -170,3 +171,53 @@ def test_a_part_that_the_run_does_not_have(trained: Path, tmp_path: Path, monkey
     run(config)
     with pytest.raises(ValueError, match=r"has no test part: its text was divided into train, val; name a text"):
         ask(tmp_path / "run", split="test")
+
+
+def test_a_large_text_is_encoded_once_beside_the_run_and_mapped(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = tmp_path / "large.txt"
+    text.write_text("1 goose, 2 goose, " * 20)
+    (in_memory,) = ask(trained, text)
+    kept = trained.parent / "encoded"
+    assert not kept.exists()
+    monkeypatch.setattr(sys.modules["unrolled.corpus"], "SMALL", 200)
+    seen: list[object] = []
+    monkeypatch.setattr(
+        sys.modules["unrolled.scoring"],
+        "evaluate",
+        lambda model, split, *rest, **more: seen.append(split.ids) or evaluate(model, split, *rest, **more),
+    )
+    (first,), (second,) = ask(trained, text, train=(text,)), ask(trained, text, train=(text,))
+    (file,) = kept.glob("*.ids")
+    assert all(isinstance(ids, np.memmap) for ids in seen)
+    assert first.evaluation.stateful == second.evaluation.stateful == in_memory.evaluation.stateful
+    assert first.notes == (f"encoded text kept in {file}",)
+    assert second.notes == (f"encoded text taken up from {file}",)
+    monkeypatch.setattr(sys.modules["unrolled.scoring"].os, "access", lambda path, mode: path != kept)
+    (unwritable,) = ask(trained, text, train=(text,))
+    assert not isinstance(seen[-1], np.memmap)
+    assert (unwritable.evaluation, unwritable.notes) == (first.evaluation, ())
+
+
+def test_a_model_that_is_in_no_run_has_the_text_beside_it(
+    there: tuple[Run, Corpus], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded, _ = there
+    save_model(tmp_path / "alone", loaded.model, loaded.tokenizer)
+    text = tmp_path / "large.txt"
+    text.write_text("1 goose, 2 goose, " * 20)
+    monkeypatch.setattr(sys.modules["unrolled.corpus"], "SMALL", 200)
+    (result,) = ask(tmp_path / "alone", text)
+    assert result.notes[0] == f"encoded text kept in {next((tmp_path / 'encoded').glob('*.ids'))}"
+
+
+def test_threads_are_those_that_were_asked_for(trained: Path) -> None:
+    torch.set_num_threads(1)
+    asked = results(trained, (), ScoreRequest(threads=2))
+    next(asked)
+    assert torch.get_num_threads() == 2
+    assert list(asked) == []
+    assert torch.get_num_threads() == 1
+    with pytest.raises(ValueError, match="threads must be at least 1, got 0"):
+        ask(trained, threads=0)

@@ -13,7 +13,7 @@ from torch import nn
 from .bpe import DEFAULT_VOCABULARY
 from .checkpoint import Run, latest, load
 from .config import FIELDS, TOKENS, ConfigError, TrainConfig
-from .corpus import Corpus, read_corpus
+from .corpus import Corpus, Progress, read_corpus
 from .model import LanguageModel, ModelConfig
 from .ranks import ElsewhereError, RankError, Ranks
 from .tokens import Tokenizer, load_tokenizer
@@ -23,7 +23,7 @@ ENCODED = "encoded"
 _SIZES = ("layers", "hidden", "embedding")
 
 
-def begin(config: TrainConfig) -> tuple[TrainConfig, Corpus, LanguageModel | None]:
+def begin(config: TrainConfig, progress: Progress | None = None) -> tuple[TrainConfig, Corpus, LanguageModel | None]:
     """The configuration with its tokens written out, its text, and the model of `init_from`, if that is given.
 
     Raises ConfigError where `init_from` or `tokenizer` contradict the rest, CheckpointError and TokenizerError where
@@ -49,6 +49,7 @@ def begin(config: TrainConfig) -> tuple[TrainConfig, Corpus, LanguageModel | Non
         tokenizer=tokenizer,
         separator=config.document_separator or "",
         cache=config.directory.parent / ENCODED,
+        progress=progress,
     )
     name: Any = corpus.tokenizer.name
     known = dataclasses.replace(config, tokens=name if name in TOKENS else config.tokens, vocabulary=vocabulary)

@@ -132,13 +132,15 @@ def train(*files: str, config: str | None = None, settings: Annotated[Flags, Par
     from .lanes import TooShortError
     from .progress import run
     from .ranks import joined
+    from .score_table import Ticker
     from .train import Trainer
 
     chosen = settings.as_dict()
     chosen["files"] = TrainConfig.load(config).files if config is not None and not files else files
     with joined(settings.device):
         try:
-            trainer = Trainer(TrainConfig.from_dict(chosen))
+            with Ticker(sys.stderr) as ticker:
+                trainer = Trainer(TrainConfig.from_dict(chosen), progress=None if settings.quiet else ticker.show)
         except TooShortError as error:
             raise ValueError(error.with_flags()) from None
         code = run(trainer, Console(highlight=False))

@@ -3,7 +3,8 @@
 import hashlib
 import math
 import os
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import partial
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cache import key_of, store, take_up
-from .encoding import Encoded, encode, in_memory, learned_from, texts
+from .encoding import Encoded, Heard, encode, in_memory, learned_from, texts
 from .sources import PIECE, CorpusError, PathLike, Source, find
 from .tokens import (
     BpeTokenizer,
@@ -33,6 +34,11 @@ DEFAULT_SPLIT = (0.9, 0.05, 0.05)
 SMALL = 2**24
 # 1/3 + 1/3 + 1/3, typed as decimals, is the whole text.
 ROUNDING = 1e-9
+# Of a file's name, where a line says how far it is encoded.
+_NAME = 30
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +115,7 @@ def read_corpus(
     tokenizer: Tokenizer | None = None,
     separator: str = "",
     cache: PathLike | None = None,
+    progress: Progress | None = None,
 ) -> Corpus:
     """Read files, directories and patterns, each file one document, in order; `files=[]` means `builtin_text()`.
 
@@ -125,7 +132,7 @@ def read_corpus(
 
     `cache`: a directory for encoded text. A text of more than 16 MiB, and byte pairs of any, are encoded once into a
     file there and memory-mapped; without `cache` all ids are in memory. A file belongs to the contents, in this order,
-    and to the tokenizer, and may be removed at any time.
+    and to the tokenizer, and may be removed at any time. `progress` hears of bytes: read for a vocabulary, encoded.
 
     Bytes are taken as they are and line ends stay what they are. Only with character tokens is a UTF-8 byte order
     mark at a file's beginning left out: it says how to read the text and is none of it.
@@ -138,7 +145,7 @@ def read_corpus(
     sources, notes = find([files] if isinstance(files, str | os.PathLike) else files)
     sources = sources or [Source("the built-in text", raw=builtin_text().encode())]
     apart, more = find([] if val is None else [val])
-    reading = _Reading(sources, apart, tokens, vocabulary, tokenizer, separator)
+    reading = _Reading(sources, apart, tokens, vocabulary, tokenizer, separator, progress)
     encoded, tokenizer, place = reading.encoded(None if cache is None else Path(cache))
     first, last = encoded.training, len(encoded.ids)
     parts = _parts(_within(encoded, 0, first), shares, bytewise=tokenizer.name == "byte")
@@ -175,19 +182,22 @@ class _Reading:
     vocabulary: int | None
     given: Tokenizer | None
     separator: str
+    progress: Progress | None
 
     def encoded(self, cache: Path | None) -> tuple[Encoded, Tokenizer, list[str]]:
         """The ids, their tokenizer, and a note on the file that holds them."""
         tokenizer = self.given or self._known()
         if cache is None or not self._worth_keeping(tokenizer):
             tokenizer = tokenizer or self._made()
-            return in_memory(self.sources, self.apart, tokenizer, self.separator), tokenizer, []
+            heard = self._heard("encoding", *self.sources, *self.apart)
+            return in_memory(self.sources, self.apart, tokenizer, self.separator, heard=heard), tokenizer, []
         key = key_of(self._description(tokenizer))
         kept = take_up(cache, key)
         if kept is not None:
             return *kept, [f"encoded text taken up from {cache / key}.ids"]
         tokenizer = tokenizer or self._made()
-        work = partial(encode, self.sources, self.apart, tokenizer, self.separator)
+        heard = self._heard("encoding", *self.sources, *self.apart)
+        work = partial(encode, self.sources, self.apart, tokenizer, self.separator, heard=heard)
         return store(cache, key, tokenizer, work), tokenizer, [f"encoded text kept in {cache / key}.ids"]
 
     def _known(self) -> Tokenizer | None:
@@ -204,8 +214,25 @@ class _Reading:
 
     def _made(self) -> Tokenizer:
         if self.tokens == "char":
-            return new_tokenizer("char", texts(self.sources + self.apart, any_tokens=True))
-        return new_tokenizer(self.tokens, learned_from(self.sources), vocabulary=self.vocabulary)
+            heard = self._heard("looking for characters in", *self.sources, *self.apart)
+            return new_tokenizer("char", texts(self.sources + self.apart, any_tokens=True, heard=heard))
+        heard = self._heard("learning byte pairs from", *self.sources)
+        return new_tokenizer(self.tokens, learned_from(self.sources, heard=heard), vocabulary=self.vocabulary)
+
+    def _heard(self, what: str, *sources: Source) -> Heard:
+        """Adds up bytes, and tells `progress` what is done to them and how fast."""
+        name = Path(sources[0].name).name if len(sources) == 1 else f"{len(sources)} files"
+        what += f" {name}" if len(name) <= _NAME else f" {name[: _NAME - 1]}…"
+        total, done, began = sum(source.size for source in sources), 0, time.monotonic()
+
+        def heard(more: int) -> None:
+            nonlocal done
+            done += more
+            rate = done / 1e6 / max(time.monotonic() - began, 1e-3)
+            if self.progress is not None:
+                self.progress(f"{what} at {rate:.0f} MB/s", min(done, total), total)
+
+        return heard
 
     def _worth_keeping(self, tokenizer: Tokenizer | None) -> bool:
         """Byte pairs always: what they are learned to be is kept with them, whatever a later library would learn."""

@@ -13,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .corpus import Split
-from .evaluate import Progress, Score, check, device_of, numbers, part, score, windows
+from .corpus import Progress, Split
+from .evaluate import Score, check, device_of, numbers, part, score, windows
 from .lanes import Window
 from .loss import token_nats
 from .model import LanguageModel

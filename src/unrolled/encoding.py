@@ -1,7 +1,7 @@
 """Sources to one array of ids, a piece at a time: memory does not grow with the text, and ids not with the pieces."""
 
 import codecs
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from itertools import chain
@@ -17,6 +17,13 @@ from .tokenizer import IntArray, StreamEncoder, Tokenizer, TokenizerError, Unkno
 LEARNED_FROM = 2**24
 UTF8_MARK = b"\xef\xbb\xbf"
 _TAKES_ANY_BYTES = ("byte", "bpe")
+
+Heard = Callable[[int], object]
+"""Called with how many more bytes of the sources are dealt with."""
+
+
+def _unheard(more: int) -> None:
+    pass
 
 
 class Writable(Protocol):
@@ -39,9 +46,11 @@ def dtype_for(vocabulary: int) -> np.dtype[Any]:
     return np.min_scalar_type(vocabulary - 1)
 
 
-def in_memory(sources: Sequence[Source], apart: Sequence[Source], tokenizer: Tokenizer, separator: str) -> Encoded:
+def in_memory(
+    sources: Sequence[Source], apart: Sequence[Source], tokenizer: Tokenizer, separator: str, *, heard: Heard = _unheard
+) -> Encoded:
     ids, starts = BytesIO(), BytesIO()
-    training = encode(sources, apart, tokenizer, separator, ids, starts)
+    training = encode(sources, apart, tokenizer, separator, ids, starts, heard=heard)
     return Encoded(
         np.frombuffer(ids.getbuffer(), dtype_for(tokenizer.size)), np.frombuffer(starts.getbuffer(), np.int64), training
     )
@@ -54,6 +63,8 @@ def encode(
     separator: str,
     ids: Writable,
     starts: Writable,
+    *,
+    heard: Heard = _unheard,
 ) -> int:
     """Write the ids of `sources` and of `apart` to `ids`, the starts of their documents (int64) to `starts`.
 
@@ -61,7 +72,7 @@ def encode(
     which stays a part of it. Raises CorpusError for text that can't be encoded, for a source without a token, for a
     separator that is nowhere, and for a file that changes while it is read.
     """
-    writer = _Writer(tokenizer, ids, starts)
+    writer = _Writer(tokenizer, ids, starts, heard)
     separated, training = False, 0
     for number, source in enumerate([*sources, *apart]):
         if number == len(sources):
@@ -84,17 +95,18 @@ def encode(
     return training if apart else writer.tokens
 
 
-def texts(sources: Iterable[Source], *, any_tokens: bool) -> Iterator[str]:
+def texts(sources: Iterable[Source], *, any_tokens: bool, heard: Heard = _unheard) -> Iterator[str]:
     """The characters of UTF-8 files. `any_tokens`: the caller may still choose byte tokens, as errors then say."""
     for source in sources:
         if not source.holds_ids:
             decoder = codecs.getincrementaldecoder("utf-8")()
             for piece in checked_pieces(source, any_tokens=any_tokens):
                 yield decoder.decode(piece)
+                heard(len(piece))
             yield decoder.decode(b"", final=True)
 
 
-def learned_from(sources: Sequence[Source], most: int = LEARNED_FROM) -> Iterator[str]:
+def learned_from(sources: Sequence[Source], most: int = LEARNED_FROM, *, heard: Heard = _unheard) -> Iterator[str]:
     """At most about `most` bytes of the texts, in pieces that are spread evenly over them."""
     total = sum(source.size for source in sources if not source.holds_ids)
     seen = taken = 0
@@ -105,6 +117,7 @@ def learned_from(sources: Sequence[Source], most: int = LEARNED_FROM) -> Iterato
                     taken += len(piece)
                     yield piece.decode("utf-8", "surrogateescape")
                 seen += len(piece)
+                heard(len(piece))
 
 
 def checked_pieces(source: Source, *, any_tokens: bool) -> Iterator[bytes]:
@@ -126,7 +139,8 @@ def checked_pieces(source: Source, *, any_tokens: bool) -> Iterator[bytes]:
                 f"{source.name} isn't UTF-8: byte 0x{error.object[error.start]:02X} at position {position}, in line "
                 f"{line}; {convert(source.name, 'WINDOWS-1252')}{otherwise}"
             ) from None
-        yield piece[mark:] if total == 0 else piece
+        if piece:
+            yield piece[mark:] if total == 0 else piece
         total, lines, control = total + len(piece), lines + piece.count(b"\n"), control + control_bytes(piece)
     if total == mark:
         raise CorpusError(
@@ -153,8 +167,8 @@ def documents(pieces: Iterable[bytes], separator: bytes) -> Iterator[tuple[bytes
 class _Writer:
     """Appends ids to one file and documents' starts to another; `tokens` and `documents` count what is there."""
 
-    def __init__(self, tokenizer: Tokenizer, ids: Writable, starts: Writable) -> None:
-        self._tokenizer, self._ids, self._starts = tokenizer, ids, starts
+    def __init__(self, tokenizer: Tokenizer, ids: Writable, starts: Writable, heard: Heard) -> None:
+        self._tokenizer, self._ids, self._starts, self._heard = tokenizer, ids, starts, heard
         self._dtype = dtype_for(tokenizer.size)
         self.tokens = self.documents = 0
         self._fresh = True
@@ -165,7 +179,7 @@ class _Writer:
         encoder: StreamEncoder | None = None
         self._fresh = True
         try:
-            for raw, ends in documents(pieces, separator.encode("utf-8", "surrogateescape")):
+            for raw, ends in documents(self._told(pieces), separator.encode("utf-8", "surrogateescape")):
                 encoder = encoder or self._tokenizer.encoder()
                 self._append(encoder.push(raw))
                 if ends:
@@ -194,6 +208,12 @@ class _Writer:
                     f"ids 0 to {self._tokenizer.size - 1}; give the tokenizer that the ids are of: --tokenizer FILE"
                 )
             self._append(piece)
+            self._heard(piece.nbytes)
+
+    def _told(self, pieces: Iterable[bytes]) -> Iterator[bytes]:
+        for piece in pieces:
+            yield piece
+            self._heard(len(piece))
 
     def _append(self, ids: IntArray) -> None:
         if not ids.size:

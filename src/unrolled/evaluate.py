@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .corpus import Split
+from .corpus import Progress, Split
 from .lanes import Window
 from .loss import bits_per_byte, perplexity, token_nats
 from .model import LanguageModel, evaluating
@@ -26,9 +26,6 @@ COUNTED_TOKENS = 5_000_000
 _LOGITS = 2**23
 _CHUNK = 1024
 _BATCH = 64
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being scored, the tokens done, and how many there are."""
 
 # Places of predictions in their block or document, and what each cost in nats.
 _Costs = Iterator[tuple[NDArray[np.int64], NDArray[np.float64]]]

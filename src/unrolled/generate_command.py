@@ -42,18 +42,27 @@ class Request(Sampling):
     """Write into this file what --from-state needs to go on behind the text."""
     from_state: Path | None = None
     """Go on where the text ended with which this file was written, or with a prompt behind it."""
+    threads: int | None = None
+    """CPU threads; torch's own choice if not given. One is often the fastest on a machine with other work."""
 
 
 def write(directory: Path, request: Request, say: Say) -> None:
     """Load the model and print what it writes. ValueError for what does not go together."""
-    from .bookmark import Bookmark
-    from .checkpoint import load
-    from .generate import generate
+    from .machine import threads
 
     if request.prompt and request.prompt_file is not None:
         raise ValueError("--prompt and --prompt-file both say what to continue; give one of them")
     if request.save_state is not None and request.samples > 1:
         raise ValueError(f"--save-state keeps the place in one text, and --samples is {request.samples}; leave one out")
+    with threads(request.threads):
+        _write(directory, request, say)
+
+
+def _write(directory: Path, request: Request, say: Say) -> None:
+    from .bookmark import Bookmark
+    from .checkpoint import load
+    from .generate import generate
+
     run = load(directory)
     prompt = run.tokenizer.encode(request.prompt if request.prompt_file is None else _contents(request.prompt_file))
     writing = generate(

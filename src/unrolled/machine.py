@@ -55,7 +55,9 @@ def randomness(seed: int, step: int, device: torch.device, rank: int = 0) -> Ite
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Torch's number of CPU threads; None leaves it alone."""
+    """Torch's number of CPU threads; None leaves it alone. ConfigError for less than one."""
+    if count is not None and count < 1:
+        raise ConfigError(f"threads must be at least 1, got {count}")
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

@@ -31,6 +31,8 @@ class ScoreRequest:
     """Let it take plain steps of gradient descent, not scaled by the size of the gradient in training."""
     dynamic_tune: bool = False
     """Choose lr and decay, around those given, on the run's validation text, which then can't be what is scored."""
+    threads: int | None = None
+    """CPU threads; torch's own choice if not given. One is often the fastest on a machine with other work."""
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print a line of JSON for each text instead of tables."""
 

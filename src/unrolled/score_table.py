@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from typing import TextIO
@@ -10,8 +9,8 @@ from typing import TextIO
 from .evaluate import BLOCK, Evaluation, PositionCurve, Score
 
 _NAMES = 16
-# On a terminal a line that changes; elsewhere a new line, and only where it takes long.
-_REFRESH_SECONDS, _PLAIN_SECONDS, _WIDTH = 0.2, 20.0, 60
+# On a terminal a line that changes, elsewhere a new line now and then, and only where it takes long.
+_FIRST_SECONDS, _REFRESH_SECONDS, _PLAIN_SECONDS, _WIDTH = 1.5, 0.2, 5.0, 72
 
 
 def score_table(evaluation: Evaluation) -> str:
@@ -62,11 +61,11 @@ def _octaves(length: int) -> Iterator[tuple[int, int]]:
 
 
 class Ticker:
-    """One line on `stream` that says how far an evaluation is; gone when it is left, Ctrl-C included."""
+    """One line on `stream` that says how far something is; gone when it is left, Ctrl-C included."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._terminal = stream, stream.isatty()
-        self._told, self._shown = -math.inf if self._terminal else time.monotonic(), False
+        self._next, self._shown = time.monotonic() + _FIRST_SECONDS, False
 
     def __enter__(self) -> Ticker:
         return self
@@ -76,12 +75,12 @@ class Ticker:
 
     def show(self, what: str, done: int, of: int) -> None:
         """A `Progress`."""
-        if time.monotonic() - self._told < (_REFRESH_SECONDS if self._terminal else _PLAIN_SECONDS):
+        if time.monotonic() < self._next:
             return
-        line = f"{what} {done / of:.0%}"
+        line = f"{what}: {done / of:.0%}"
         self._stream.write(f"\r{line[:_WIDTH]:{_WIDTH}}" if self._terminal else f"{line}\n")
         self._stream.flush()
-        self._told, self._shown = time.monotonic(), True
+        self._next, self._shown = time.monotonic() + (_REFRESH_SECONDS if self._terminal else _PLAIN_SECONDS), True
 
     def clear(self) -> None:
         """Make room for what is printed."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,11 +14,12 @@ from typing import Any, Literal
 from torch import Tensor
 
 from .beginning import ENCODED
-from .checkpoint import Run, load
+from .checkpoint import Run, has_models, load
 from .config import TrainConfig
-from .corpus import Corpus, Split, read_corpus
+from .corpus import Corpus, Progress, Split, read_corpus
 from .dynamic import Dynamic, dynamic, gradient_rms, tuned
-from .evaluate import Counts, Evaluation, PositionCurve, Progress, Score, evaluate, part, positions
+from .evaluate import Counts, Evaluation, PositionCurve, Score, evaluate, part, positions
+from .machine import threads
 from .score_request import ScoreRequest
 from .score_table import position_table, score_line, score_table
 
@@ -72,8 +74,9 @@ def results(
     request.check(files)
     asked = Dynamic(**request.settings) if request.dynamic else None
     subject = _Subject(load(run), request, asked, progress)
-    for text in subject.texts(files):
-        yield subject.result(*text)
+    with threads(request.threads):
+        for text in subject.texts(files):
+            yield subject.result(*text)
 
 
 def recorded(run: Run) -> Corpus | str:
@@ -89,7 +92,7 @@ def recorded(run: Run) -> Corpus | str:
             val=config.val,
             tokenizer=run.tokenizer,
             separator=config.document_separator or "",
-            cache=run.directory.parent.parent / ENCODED,
+            cache=_cache(run),
         )
     except (ValueError, TypeError, OSError) as error:
         return f"the text of the run can't be read ({error})"
@@ -110,8 +113,8 @@ class _Subject:
         if not files:
             yield f"the run's own text, {_LONG[name]}", self._held_back(name), []
         for file in files:
-            corpus = read_corpus(file, tokenizer=self._run.tokenizer, split=(1.0,))
-            notes = []
+            corpus = self._read(file)
+            notes = list(corpus.notes)
             if corpus.sha256 == (self._run.training or {}).get("sha256"):
                 notes.append(
                     f"{file} is the text that the run was made from, so most of it is no news to the model or to the "
@@ -138,6 +141,11 @@ class _Subject:
             result = dataclasses.replace(result, dynamic=score, settings=settings)
         return result
 
+    def _read(self, *files: Path) -> Corpus:
+        return read_corpus(
+            files, tokenizer=self._run.tokenizer, split=(1.0,), cache=_cache(self._run), progress=self._progress
+        )
+
     def _held_back(self, name: Literal["val", "test"]) -> Split:
         corpus = self._recorded
         if isinstance(corpus, str):
@@ -157,7 +165,7 @@ class _Subject:
     @cached_property
     def _train(self) -> Split | str:
         if self._request.train:
-            return read_corpus(self._request.train, tokenizer=self._run.tokenizer, split=(1.0,)).train
+            return self._read(*self._request.train).train
         return self._recorded if isinstance(self._recorded, str) else self._recorded.train
 
     @cached_property
@@ -194,6 +202,14 @@ class _Subject:
             settings=self._asked,
             progress=self._progress,
         )
+
+
+def _cache(run: Run) -> Path | None:
+    """Where encoded text is kept: beside the run, or the model that is in none; None where nothing can be written."""
+    directory = run.directory.absolute()
+    beside = (directory.parent if has_models(directory.parent) else directory).parent
+    place = beside / ENCODED
+    return place if os.access(place if place.exists() else beside, os.W_OK) else None
 
 
 _LONG = {"val": "validation part", "test": "test part"}

@@ -19,7 +19,7 @@ from .beginning import agreed, begin, check_text, fitting, settled
 from .board import Board
 from .checkpoint import Run
 from .config import ConfigError, TrainConfig
-from .corpus import Corpus, Split
+from .corpus import Corpus, Progress, Split
 from .endings import begun_elsewhere, diverged, is_out_of_memory, not_saved, out_of_memory
 from .evaluate import Counts, Evaluation, Score, blocks, evaluate
 from .events import Evaluated, Event, Finished, Saved, SaveFailed, Started, StepDone
@@ -89,10 +89,13 @@ class Trainer:
         model: nn.Module | None = None,
         *,
         callbacks: Sequence[Callback] = (),
+        progress: Progress | None = None,
     ) -> None:
         """`corpus` stands in for `config.files`, and `model` for a fresh one; its sizes then replace those of `config`.
 
         `model`: a `LanguageModel`, or a module of any class that can be called as `Recurrent` says.
+
+        `progress` hears, on rank 0, how far text is that is encoded, as `read_corpus` says.
 
         Nothing of the run is written yet, only encoded text. With `config.minutes` some steps are timed. Raises
         ConfigError, CorpusError, or TooShortError (a ValueError) for a text too short for lanes x window.
@@ -100,7 +103,7 @@ class Trainer:
         ranks = self.ranks = Ranks.present()
         config = agreed(config, ranks)
         if corpus is None:
-            config, corpus, earlier = ranks.in_turn(partial(begin, config))
+            config, corpus, earlier = ranks.in_turn(partial(begin, config, progress if ranks.is_first else None))
             model = earlier if model is None else model
         self.corpus, self.device = corpus, device_named(config.device, ranks.local if ranks.size > 1 else None)
         if config.autocast:
