@@ -15,7 +15,7 @@ from pathlib import Path
 from page import add_write
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("recurrence", "trainer", "generation", "import_time", "text_memory")
+BENCHMARKS = ("recurrence", "trainer", "generation", "import_time", "text_memory", "packed", "compiled", "per_sample")
 
 
 def main() -> None:

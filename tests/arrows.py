@@ -27,7 +27,9 @@ ARROWS: dict[str, set[str]] = {
     "arguments": {"state"},
     "layer": {"recurrence", "arguments", "state"},
     "stack": {"layer", "recurrence", "arguments", "state"},
+    "drop_in": {"recurrence", "arguments"},
     "interop": {"layer", "stack"},
+    "per_sample": {"layer", "stack", "recurrence"},
     "tokenizer": set(),
     "bpe": {"tokenizer"},
     "tokens": {"tokenizer", "bpe"},
@@ -102,7 +104,7 @@ ARROWS: dict[str, set[str]] = {
 ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
-    *("bookmark", "dynamic", "ngram", "ranks", "state_layout", "onnx_export"),
+    *("bookmark", "drop_in", "dynamic", "ngram", "ranks", "state_layout", "onnx_export"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}
@@ -110,6 +112,7 @@ ARROWS["__main__"] = {"cli"}
 # Packages beyond torch, numpy and the standard library. What `import unrolled` loads has none.
 FOREIGN: dict[str, set[str]] = {
     "bookmark": {"safetensors"},
+    "per_sample": {"opacus"},
     "bpe": {"tokenizers"},
     "weights": {"safetensors"},
     "curve": {"matplotlib"},

@@ -30,6 +30,9 @@ NAMES = (
     "trainer",
     "generation",
     "text_memory",
+    "packed",
+    "compiled",
+    "per_sample",
 )
 
 
@@ -334,9 +337,9 @@ class TestPage:
     def test_the_page_has_the_section_of_every_benchmark(self, bench):
         text = PAGE.read_text(encoding="utf-8")
         tables = ("recurrence, training", "recurrence, inference", "trainer", "generation")
-        for name in (*tables, "import_time", "text_memory"):
+        for name in (*tables, "import_time", "text_memory", "packed", "compiled", "per_sample"):
             bench.page.with_section(text, name, [])
-        assert text.count("<!-- made by: ") == 6
+        assert text.count("<!-- made by: ") == 9
 
 
 class TestRun:

@@ -170,11 +170,6 @@ print(json.dumps([
             "LSTMCell does, is LSTMLayer; one step of it is layer(x[:, None], h, c) with x [batch, input], and "
             "h[:, 0], c[:, 0] of what it returns go into the next step",
         ),
-        (
-            "LSTM",
-            "module 'unrolled' has no attribute 'LSTM': a stack of layers is MultiLayerLSTM, without a projection if "
-            "output_dim=None; one layer is LSTMLayer",
-        ),
     ],
 )
 def test_an_unknown_name_says_what_to_type(name: str, message: str):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .config import ConfigError, TrainConfig
     from .corpus import Corpus, CorpusError, Split, builtin_text, read_corpus
     from .disk import DiskWarning
+    from .drop_in import LSTM, DirectionTrace, LSTMTrace
     from .dynamic import Dynamic, dynamic, gradient_rms, tuned
     from .evaluate import Bars, Counts, Evaluation, PositionCurve, Score, blocks, evaluate, positions, stateful
     from .events import Evaluated, Finished, Saved, SaveFailed, Started, StepDone
@@ -60,6 +61,7 @@ _MODULES = {
     "state": ("LSTMState",),
     "stepper": ("Stepper",),
     "calibration": ("Calibration",),
+    "drop_in": ("LSTM", "LSTMTrace", "DirectionTrace"),
     "interop": ("from_torch", "to_torch"),
     "onnx_export": ("export_onnx", "ExportError"),
     "recurrence": ("backends", "Choice", "BackendUnavailable"),
@@ -108,6 +110,9 @@ __all__ = [
     "LayerGradients",
     "Stepper",
     "Calibration",
+    "LSTM",
+    "LSTMTrace",
+    "DirectionTrace",
     "from_torch",
     "to_torch",
     "export_onnx",
@@ -183,7 +188,6 @@ __all__ = [
 _NAMED_OTHERWISE = {
     "LSTMCell": "a class that runs a whole sequence, as the original LSTMCell does, is LSTMLayer; one step of it is "
     "layer(x[:, None], h, c) with x [batch, input], and h[:, 0], c[:, 0] of what it returns go into the next step",
-    "LSTM": "a stack of layers is MultiLayerLSTM, without a projection if output_dim=None; one layer is LSTMLayer",
 }
 
 

@@ -26,6 +26,7 @@ __all__ = [
     "check_name",
     "last_step",
     "linear",
+    "projected_scan",
     "scan",
     "states",
     "total_gradients",
@@ -102,6 +103,28 @@ def states(
     x, lengths = _checked(x, lengths, w_x.shape[0])
     h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict)
     return h.transpose(0, 1), c.transpose(0, 1)
+
+
+def projected_scan(
+    x: Tensor,
+    weights: tuple[Tensor, Tensor, Tensor, Tensor],
+    h0: Tensor,
+    c0: Tensor,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One layer whose h is projected in every step: h [B, T, P], c [B, T, H] and gates [B, T, 4, H].
+
+    `weights`: `w_x` [I, 4, H], `w_h` [P, 4, H], `bias` [4, H] and `w_hr` [H, P]; `h0` [B, P]; the rest as in `scan`. No
+    kernel has this cell: after one product for all inputs, the reference's steps run.
+    """
+    w_x, w_h, bias, w_hr = weights
+    x, lengths = _checked(x, lengths, w_x.shape[0])
+    pre = _inputs(x, w_x, bias, w_h.dtype, native=False, strict=False)
+    with full_precision(w_h):
+        h, c, gates = reference.scan(pre, w_h, h0, c0, None if resets is None else resets.t(), lengths, w_hr=w_hr)
+    return h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

@@ -32,12 +32,23 @@ def step(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scan(
-    inputs: Iterable[Tensor], w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+    inputs: Iterable[Tensor],
+    w_h: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    *,
+    w_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H].
 
     `inputs` yields x_t W_x + b, [B, 4, H], once for each step; `w_h` [H, 4, H]; `h0`, `c0` [B, H]; `resets` bool
     [T, B]: the row starts from zeros before that step; `lengths` int64 [B]: from that step on the row is zero.
+
+    With `w_hr` [H, P], h_t = (o * tanh(c_t)) W_hr, of width P, is what goes on: `w_h` is [P, 4, H] and `h0` [B, P]
+    (Sak, Senior & Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
+    Modeling", Interspeech 2014).
     """
     h, c = h0, c0
     if lengths is not None:
@@ -49,6 +60,8 @@ def scan(
             h, c = _zero(h, resets[t]), _zero(c, resets[t])
         pre = from_input + (h @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
         h, c, gate = step(pre, c)
+        if w_hr is not None:
+            h = h @ w_hr
         if lengths is not None:
             ended = lengths <= t
             h, c, gate = _zero(h, ended), _zero(c, ended), _zero(gate, ended)
@@ -58,7 +71,8 @@ def scan(
     if not hs:
         # Empty, but hanging on the graph: a loss over no steps still has a backward pass.
         nothing = (h0 @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1])).unsqueeze(0)[:0]
-        return nothing[:, :, 0] + h0, nothing[:, :, 1] + c0, nothing
+        no_h = nothing[:, :, 0] if w_hr is None else nothing[:, :, 0] @ w_hr
+        return no_h + h0, nothing[:, :, 1] + c0, nothing
     return torch.stack(hs), torch.stack(cs), torch.stack(gates)
 
 
