@@ -1,0 +1,106 @@
+"""The benchmarks of compiled calls and of per-sample gradients, at sizes that take moments; wrong contenders caught."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from test_compile import inductor
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+MODULES = ("measure", "page", "stacks", "compiled", "per_sample")
+needs_opacus = pytest.mark.skipif(importlib.util.find_spec("opacus") is None, reason="Opacus is an extra")
+quiet_hooks = pytest.mark.filterwarnings("ignore:Full backward hook is firing when gradients are computed")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    monkeypatch.syspath_prepend(str(FOLDER))
+    loaded = {name: importlib.import_module(name) for name in MODULES}
+    for name in MODULES:
+        monkeypatch.delitem(sys.modules, name)
+    for name, value in (("TURN_SECONDS", 0.0), ("PAUSE_SECONDS", 0.0), ("MOST_ROUNDS", 7)):
+        monkeypatch.setattr(loaded["measure"], name, value)
+    return SimpleNamespace(**loaded)
+
+
+@needs_opacus
+@quiet_hooks
+def test_every_way_to_the_gradients_of_a_row(bench: SimpleNamespace) -> None:
+    shape = bench.stacks.Shape(3, 4, 5, 6, 2)
+    first, *cells = bench.per_sample.row(shape, 0.0, memory=False)
+    assert first == "3x4x5x6x2"
+    assert len(cells) == len(bench.per_sample.WAYS)
+    assert cells[0].endswith("1.0x")
+
+
+@needs_opacus
+@quiet_hooks
+@pytest.mark.parametrize("name", ["OURS", "MAPPED", "PLAIN"])
+def test_a_way_that_has_other_gradients_is_not_timed(
+    bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    way = getattr(bench.per_sample, name)
+    right = bench.per_sample.WAYS[way]
+
+    def wrong(task: Any) -> Any:
+        step = right(task)
+        return lambda: [value + 1e-2 * value.abs().max() for value in step()]
+
+    monkeypatch.setitem(bench.per_sample.WAYS, way, wrong)
+    if name == "PLAIN":
+        monkeypatch.setattr(bench.per_sample.Task, "plain", wrong)
+    with pytest.raises(SystemExit, match=rf"{way.replace('(', '.').replace(')', '.')} is off by"):
+        bench.per_sample.times(bench.stacks.Shape(3, 4, 5, 6, 1), 0.0)
+
+
+@pytest.mark.slow
+@needs_opacus
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_the_memory_of_a_larger_batch_is_larger(bench: SimpleNamespace) -> None:
+    small, large = (
+        bench.per_sample.peak_megabytes(bench.stacks.Shape(rows, 32, 32, 128, 1), bench.per_sample.OURS)
+        for rows in (4, 64)
+    )
+    # 64 times 4 x 128 x (32 + 128) float32 gradients alone are 21 MB.
+    assert large > small + 21
+
+
+class TestCompiled:
+    TIMES = ("eager", "compiled, static", "compiled, dynamic")
+
+    def ways(self, bench: SimpleNamespace, task: Any) -> dict[str, Any]:
+        return dict.fromkeys(self.TIMES, task.model)
+
+    def test_another_value_is_not_timed(self, bench: SimpleNamespace) -> None:
+        task = bench.compiled.Task(bench.stacks.Shape(3, 4, 5, 6, 1))
+        ways = self.ways(bench, task)
+        bench.compiled.check(task, ways)
+        ways["compiled, dynamic"] = lambda x: (1.01 * task.model(x)[0], None)
+        with pytest.raises(SystemExit, match="compiled, dynamic is off by"):
+            bench.compiled.check(task, ways)
+
+    def test_a_slower_call_misses_the_promise(self, bench: SimpleNamespace) -> None:
+        times = dict(zip(self.TIMES, (bench.measure.Times(m, m, m) for m in (1.0, 1.02, 0.9)), strict=True))
+        assert bench.compiled.met(times)
+        assert bench.compiled.cells(times) == ["1.00 ms", "1.02 ms, 0.98x", "0.90 ms, 1.11x"]
+        assert not bench.compiled.met({**times, "compiled, static": bench.measure.Times(1.1, 1.1, 1.1)})
+
+    @pytest.mark.slow
+    @inductor
+    def test_a_whole_row_and_two_graphs_of_their_own(
+        self, bench: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+        torch._dynamo.utils.counters.clear()
+        rows, _ = bench.compiled.row(bench.stacks.Shape(3, 4, 5, 6, 1), 0.0)
+        assert [cells[0] for cells in rows] == ["3x4x5x6x1, training", "3x4x5x6x1, inference"]
+        # Both forms, with and without gradients: four graphs, where a shared cache would hold two.
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 4
+        torch._dynamo.reset()
