@@ -159,6 +159,20 @@ def test_an_id_that_does_not_exist_is_an_error(name: str, every_step: bool, tmp_
     capfd.readouterr()  # ONNX Runtime says it on stderr too
 
 
+@BOTH
+@pytest.mark.parametrize("name", ["embedded", "one-hot", "stack"])
+def test_defaults_of_torch_change_nothing(name: str, every_step: bool, tmp_path: Path, seed):
+    model = MODELS[name]().eval()
+    export_onnx(model, tmp_path / "m.onnx", every_step=every_step)
+    try:
+        torch.set_default_dtype(torch.float64)
+        with torch.device("meta"), torch.inference_mode():
+            export_onnx(model, tmp_path / "n.onnx", every_step=every_step)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (tmp_path / "m.onnx").read_bytes() == (tmp_path / "n.onnx").read_bytes()
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_other_weights_are_exported_as_float32(dtype: torch.dtype, tmp_path: Path, seed):
     model = LanguageModel(ModelConfig(11, 13, 2), dtype=dtype).eval()

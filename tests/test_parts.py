@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from unrolled import LanguageModel, LSTMLayer, ModelConfig, MultiLayerLSTM, Stepper, to_torch
-from unrolled.parts import take_apart
+from unrolled.parts import Runner, take_apart
 
 
 def test_parts_of_each_kind_of_model():
@@ -94,8 +94,40 @@ def with_part(model, name, dtype):
     return model
 
 
+def with_embedding(embedding):
+    model = LanguageModel(ModelConfig(9, 5, embedding=4))
+    model.embedding = embedding
+    return model
+
+
+def with_dropout(module):
+    model = MultiLayerLSTM(4, 5)
+    model.dropout = module
+    return model
+
+
+class Scaled(nn.Embedding):
+    def forward(self, ids):
+        return 2 * super().forward(ids)
+
+
 def test_a_subclass_that_computes_the_same_is_taken():
     assert take_apart(Loud(4, 5)).output == 4
+    assert take_apart(with_dropout(nn.Identity())).output == 4
+
+
+def test_sentences_are_about_who_is_to_run_it():
+    runner = Runner("a toaster", "toast({})", any_weights=True)
+    assert take_apart(MultiLayerLSTM(4, 5, dtype=torch.float64), runner).output == 4
+    for made, message in (
+        (Doubled(4, 5), "a toaster computes what MultiLayerLSTM.forward does"),
+        (with_layer(LSTMLayer(5, 6)), "a toaster's layers have one hidden width; toast(model.layers[1]) runs this"),
+        (nn.Sequential(nn.LSTM(4, 5)), 'it holds one: toast(model.get_submodule("0"))'),
+        (with_embedding(nn.Embedding(9, 4, max_norm=1.0)), "a toaster reads them as they are"),
+    ):
+        with pytest.raises((TypeError, ValueError)) as caught:
+            take_apart(made, runner)
+        assert message in str(caught.value)
 
 
 MISTAKES = {
@@ -162,6 +194,22 @@ MISTAKES = {
         lambda: with_projection(nn.Sequential(nn.Linear(5, 4))),
         TypeError,
         "the model's Sequential is no Linear, and a stepper computes what Linear.forward does",
+    ),
+    "another embedding": (
+        lambda: with_embedding(Scaled(9, 4)),
+        TypeError,
+        "the model's Scaled has a forward of its own, and a stepper computes what Embedding.forward does",
+    ),
+    "rows that are shortened": (
+        lambda: with_embedding(nn.Embedding(9, 4, max_norm=0.5)),
+        ValueError,
+        "the embedding has max_norm=0.5, which shortens rows as they are read, and a stepper reads them as they are: "
+        "shorten them all, then model.embedding.max_norm = None",
+    ),
+    "a norm in place of the dropout": (
+        lambda: with_dropout(nn.LayerNorm(5)),
+        TypeError,
+        "the model's LayerNorm is no Dropout, and a stepper computes what Dropout.forward does",
     ),
     "layers of several widths": (
         lambda: with_layer(LSTMLayer(5, 6)),

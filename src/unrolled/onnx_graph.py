@@ -8,14 +8,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import torch
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor
 
 from .parts import Parts
 
-# Old enough for ONNX Runtime 1.11 and all that came after it.
+# Old enough for ONNX Runtime 1.12 and all that came after it.
 OPSET, IR_VERSION = 17, 8
 # i, f, g, o to i, o, f, g.
 _ORDER = [0, 3, 1, 2]
@@ -68,8 +70,8 @@ class _Graph:
         self.nodes.append(helper.make_node(kind, list(inputs), [output], name=output, **attributes))
         return output
 
-    def constant(self, name: str, value: Tensor) -> str:
-        self.initializers.append(numpy_helper.from_array(value.contiguous().numpy(), name))
+    def constant(self, name: str, value: Tensor | NDArray[Any]) -> str:
+        self.initializers.append(numpy_helper.from_array(np.asarray(value, order="C"), name))
         return name
 
     def parts_of(self, name: str, count: int) -> list[str]:
@@ -92,10 +94,11 @@ def _sequence(graph: _Graph, parts: Parts, embedding: Tensor | None, *, every_st
         return graph.add("Gather", [graph.constant("embedding", _float32(embedding)), ids], "embedded")
     size = parts.vocabulary
     # OneHot makes zeros of an id that does not exist; looked up first, it is an error, as it is with an embedding.
-    known = graph.add("Gather", [graph.constant("known_ids", torch.arange(size)), ids], "checked_ids")
+    known = graph.add("Gather", [graph.constant("known_ids", np.arange(size, dtype=np.int64)), ids], "checked_ids")
     if every_step:
         return known
-    depth, values = graph.constant("vocabulary", torch.tensor(size)), graph.constant("off_on", torch.tensor([0.0, 1]))
+    depth = graph.constant("vocabulary", np.array(size, dtype=np.int64))
+    values = graph.constant("off_on", np.array([0, 1], dtype=np.float32))
     return graph.add("OneHot", [known, depth, values], "one_hot")
 
 
@@ -105,13 +108,13 @@ def _layer(graph: _Graph, k: int, weights: tuple[Tensor, ...], sequence: str, h:
         graph.constant(f"W_{k}", w_x[:, _ORDER].permute(1, 2, 0).flatten(0, 1)[None]),
         graph.constant(f"R_{k}", w_h[:, _ORDER].permute(1, 2, 0).flatten(0, 1)[None]),
         # The node adds two biases.
-        graph.constant(f"B_{k}", torch.cat([bias[_ORDER].flatten(), torch.zeros(bias.numel())])[None]),
+        graph.constant(f"B_{k}", torch.cat([bias[_ORDER].flatten(), bias.new_zeros(bias.numel())])[None]),
     ]
     outputs = [f"directions_{k}", f"h_n_{k}", f"c_n_{k}"]
     graph.nodes.append(
         helper.make_node("LSTM", [sequence, *names, "", h, c], outputs, name=f"lstm_{k}", hidden_size=w_h.shape[0])
     )
-    axis = graph.constant(f"direction_axis_{k}", torch.tensor([1]))
+    axis = graph.constant(f"direction_axis_{k}", np.array([1], dtype=np.int64))
     return graph.add("Squeeze", [outputs[0], axis], f"h_of_layer_{k}"), *outputs[1:]  # type: ignore[return-value]
 
 
@@ -125,7 +128,7 @@ def _scanned(graph: _Graph, k: int, weights: tuple[Tensor, ...], sequence: str, 
     else:
         product = graph.add("MatMul", [sequence, graph.constant(f"W_{k}", w_x)], f"product_{k}")
     pre = graph.add("Add", [product, graph.constant(f"B_{k}", bias)], f"from_input_{k}")
-    axis = graph.constant(f"layer_axis_{k}", torch.tensor([0]))
+    axis = graph.constant(f"layer_axis_{k}", np.array([0], dtype=np.int64))
     starts = [graph.add("Squeeze", [name, axis], f"{name}_row") for name in (h, c)]
     found = [f"last_h_{k}", f"last_c_{k}", f"h_of_layer_{k}", f"c_of_layer_{k}"]
     body = _step(k, graph.constant(f"R_{k}", w_h), w_h.shape[0])

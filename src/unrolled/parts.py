@@ -84,11 +84,14 @@ def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
     if isinstance(model, LanguageModel):
         _check_forward(model, LanguageModel, runner)
         if model.embedding is not None:
-            _check_forward(model.embedding, nn.Embedding, runner)
+            _check_embedding(model.embedding, runner)
     stack = model.lstm if isinstance(model, LanguageModel) else model
     _check_forward(stack, MultiLayerLSTM, runner)
     layers = _layers(stack)
     _check_layers(layers, runner)
+    # An Identity is what people put in a dropout's place for evaluation.
+    if not isinstance(stack.dropout, nn.Identity):
+        _check_forward(stack.dropout, nn.Dropout, runner)
     if stack.proj is not None:
         _check_forward(stack.proj, nn.Linear, runner)
     return Parts(model, model.embedding if isinstance(model, LanguageModel) else None, layers, stack.proj)
@@ -128,6 +131,15 @@ def _check_layers(layers: tuple[LSTMLayer, ...], runner: Runner) -> None:
                 f"and {expected[1]}: {runner.noun}'s layers have one hidden width; "
                 f"{runner.call.format(f'model.layers[{k}]')} runs this one alone"
             )
+
+
+def _check_embedding(embedding: nn.Embedding, runner: Runner) -> None:
+    _check_forward(embedding, nn.Embedding, runner)
+    if embedding.max_norm is not None:
+        raise ValueError(
+            f"the embedding has max_norm={embedding.max_norm}, which shortens rows as they are read, and "
+            f"{runner.noun} reads them as they are: shorten them all, then model.embedding.max_norm = None"
+        )
 
 
 def _check_forward(module: nn.Module, wanted: type[nn.Module], runner: Runner) -> None:
