@@ -15,6 +15,7 @@ from test_onnx_graph import assert_near, call, drawn, expected, session
 from torch import nn
 
 from unrolled import (
+    LSTM,
     BpeTokenizer,
     ByteTokenizer,
     CharTokenizer,
@@ -122,6 +123,17 @@ def test_quantising_leaves_logging_alone(tmp_path: Path, capfd):
     assert capfd.readouterr() == ("", "")
 
 
+def test_what_a_refused_drop_in_is_told_works(tmp_path: Path, seed):
+    pytest.importorskip("onnxruntime")
+    model = LSTM(3, 4, 2, batch_first=True).eval()
+    theirs = nn.LSTM(3, 4, 2)
+    theirs.load_state_dict(model.state_dict())
+    x, state = torch.randn(2, 7, 3), (torch.randn(2, 2, 4), torch.randn(2, 2, 4))
+    with torch.no_grad():
+        output, after = model(x, state)
+    assert_near(call(session(theirs, tmp_path / "m.onnx"), x, state), [y.numpy() for y in (output, *after)], 3)
+
+
 class Doubled(LanguageModel):
     def forward(self, *args: Any, **options: Any) -> Any:
         logits, state = super().forward(*args, **options)
@@ -156,6 +168,12 @@ REFUSED = {
         lambda: (nn.GRU(3, 4), {}),
         TypeError,
         "model is of type GRU, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM",
+    ),
+    "the drop-in": (
+        lambda: (LSTM(3, 4), {}),
+        TypeError,
+        "model is of type LSTM, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM; this one is the "
+        "library's: give its sizes and its state_dict to a torch.nn.LSTM",
     ),
     "inside another": (
         lambda: (nn.Sequential(LSTMLayer(3, 4)), {}),

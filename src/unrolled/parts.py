@@ -155,6 +155,8 @@ def _wrong_class(model: Any, runner: Runner) -> TypeError:
     hint = ""
     if isinstance(model, nn.LSTMCell):
         hint = "; an LSTMCell is the layer unrolled.from_torch(model)"
+    elif isinstance(model, nn.RNNBase) and model.mode == "LSTM":
+        hint = "; this one is the library's: give its sizes and its state_dict to a torch.nn.LSTM"
     elif isinstance(model, nn.Module):
         inside = [path for path, part in model.named_modules() if isinstance(part, _CLASSES)]
         if inside:
