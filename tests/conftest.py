@@ -77,3 +77,20 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> None:
     # Memory that is taken again is not fresh, but as unknown.
     monkeypatch.setattr(Pool, "empty", poisoned(Pool.empty))
     monkeypatch.setattr(kernels, "kept", poisoned(kernels.kept))
+
+
+@pytest.fixture
+def call(capsys):
+    """The command line in this process: exit code, standard output, standard error."""
+    from unrolled.cli import main
+
+    def call(*tokens):
+        try:
+            main(list(tokens))
+            code = 0
+        except SystemExit as left:
+            code = left.code
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
