@@ -120,6 +120,22 @@ def processes_of(parent: int) -> dict[int, int]:
     return ranks
 
 
+def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
+    """One that did could abort the process as it ends."""
+    (tmp_path / "leave.py").write_text(
+        "import weakref\n"
+        "import torch.distributed as dist\n"
+        "from unrolled.ranks import joined\n"
+        "with joined('cpu') as ranks:\n"
+        "    import torch._dynamo\n"
+        "    group = weakref.ref(dist.group.WORLD)\n"
+        "    assert ranks.size == 2\n"
+        "assert group() is None\n"
+    )
+    process = subprocess.run([*TORCHRUN, "leave.py"], cwd=tmp_path, env=environment(), capture_output=True, timeout=120)
+    assert process.returncode == 0, process.stderr
+
+
 def test_an_error_of_all_ranks_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings(tmp_path, monkeypatch)
     process = torchrun(tmp_path, *TRAIN, "--lanes", "5")
@@ -175,7 +191,8 @@ def test_torchrun_that_may_restart_goes_on_by_itself(tmp_path: Path, monkeypatch
     _, told = process.communicate(timeout=120)
     assert process.returncode == 0, told
     process = torchrun(tmp_path, *TRAIN, *long, "--out", str(tmp_path / "whole"))
-    assert process.wait(120) == 0
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 0, told
     assert sums(tmp_path / "run" / "step-00001000") == sums(tmp_path / "whole" / "step-00001000")
 
 

@@ -193,6 +193,10 @@ def joined(device: str) -> Iterator[Ranks]:
     if cuda and torch.cuda.is_available():
         torch.cuda.set_device(here.local % torch.cuda.device_count())
     backend = "cpu:gloo,cuda:nccl" if cuda and dist.is_nccl_available() else "gloo"
+    # Optimisers import it, and its functions take the group that there is then as their default: that would keep the
+    # group's threads alive into the interpreter's end, which they can abort.
+    from torch.distributed.nn import functional  # noqa: F401
+
     with _connected():
         store = _store(here)
         dist.init_process_group(backend, timeout=LONGEST_WAIT, store=store, rank=here.rank, world_size=here.size)
@@ -209,6 +213,7 @@ def joined(device: str) -> Iterator[Ranks]:
         let_another_speak()
         raise SystemExit(1) from None
     else:
+        ranks.any(False)  # so that nobody closes its connections while another one still prints
         dist.destroy_process_group()
 
 
