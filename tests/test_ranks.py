@@ -15,6 +15,8 @@ from rank_scenarios import RANKS, environment, run, seen, settings, sums
 
 import unrolled
 from unrolled.checkpoint import latest, load_training
+from unrolled.machine import device_named, randomness
+from unrolled.optimize import Optimizer
 from unrolled.ranks import ALONE, RankError, Ranks
 from unrolled.train import TrainConfig
 
@@ -209,3 +211,44 @@ def test_alone_nothing_is_said() -> None:
     ALONE.spread([tensor])
     assert ALONE.gathered(tensor, 0) is tensor
     assert tensor.tolist() == [0, 1, 2]
+
+
+class Doubled(Ranks):
+    """As one of two ranks whose numbers are the same."""
+
+    def add(self, numbers: torch.Tensor) -> None:
+        numbers.mul_(2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_gradients_add_up_and_weights_that_none_reaches_stay_without(dtype: torch.dtype) -> None:
+    """A weight without a gradient is neither decayed nor counted as moved, as in one process."""
+    model = torch.nn.Sequential(torch.nn.Linear(3, 2, dtype=dtype), torch.nn.Linear(2, 2, dtype=dtype))
+    optimizer = Optimizer(model, TrainConfig(steps=1), 1)
+    model[0](torch.ones(4, 3, dtype=dtype)).sum().backward()
+    before = [None if weight.grad is None else weight.grad.clone() for weight in model.parameters()]
+    total = optimizer.add_up(torch.tensor(1.5, dtype=dtype), Doubled(0, 2))
+    assert (total.item(), total.dtype) == (3.0, dtype)
+    after = [weight.grad for weight in model.parameters()]
+    assert [gradient is None for gradient in after] == [False, False, True, True]
+    for old, new in zip(before[:2], after[:2], strict=True):
+        assert torch.equal(new, 2 * old)
+
+
+def test_masks_follow_from_seed_step_and_rank() -> None:
+    def drawn(*where: int) -> float:
+        with randomness(*where[:2], torch.device("cpu"), *where[2:]):
+            return torch.rand(()).item()
+
+    assert drawn(3, 5) == drawn(3, 5, 0) == drawn(3, 5)
+    assert drawn(3, 5, 1) == drawn(3, 5, 1)
+    assert len({drawn(3, 5, 0), drawn(3, 5, 1), drawn(3, 5, 2), drawn(3, 6, 1), drawn(4, 5, 1)}) == 5
+
+
+def test_each_rank_has_a_cuda_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    for name in ("auto", "cuda", "cuda:0"):
+        assert [str(device_named(name, local)) for local in range(3)] == ["cuda:0", "cuda:1", "cuda:0"]
+    assert str(device_named("cpu", 1)) == "cpu"
