@@ -8,9 +8,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.testing._internal.common_modules import ModuleErrorEnum
 from torch.utils._pytree import tree_leaves, tree_map
-from torch_cases import Case, cases, error_cases
+from torch_cases import Case, ModuleErrorEnum, cases, error_cases
 
 from unrolled import LSTM
 
@@ -122,3 +121,7 @@ def test_errors(k: int, dtype: torch.dtype):
     module, called = LSTM(*built.args, **built.kwargs), case.module_error_input.forward_input
     with pytest.raises(case.error_type, match=case.error_regex):
         module(*called.args, **called.kwargs)
+
+
+def test_torchs_test_modules_leave_the_backends_flags_alone() -> None:
+    assert not torch.backends.flags_frozen()

@@ -13,7 +13,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.testing._internal.common_modules import ErrorModuleInput, ModuleInput, module_db
+
+# Importing torch's test modules freezes the flags of its backends for the whole process; inside, that is undone again.
+with torch.backends.__allow_nonbracketed_mutation():
+    from torch.testing._internal.common_modules import ErrorModuleInput, ModuleInput, module_db
+    from torch.testing._internal.common_modules import ModuleErrorEnum as ModuleErrorEnum
 
 from unrolled import LSTM
 
