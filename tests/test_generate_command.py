@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from unrolled.checkpoint import load, save_model
-from unrolled.cli import main
 from unrolled.generate import generate
 from unrolled.generate_command import Request, write
 from unrolled.model import LanguageModel, ModelConfig
@@ -37,17 +36,8 @@ def words(tmp_path_factory):
 
 
 @pytest.fixture
-def call(capsys):
-    def call(*tokens):
-        try:
-            main(["generate", *tokens])
-            code = 0
-        except SystemExit as left:
-            code = left.code
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return call
+def call(call):
+    return lambda *tokens: call("generate", *tokens)
 
 
 def text(pieces, sample=0):
