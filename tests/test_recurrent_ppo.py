@@ -190,3 +190,17 @@ def test_it_learns(ppo: ModuleType, loop: bool, capsys: pytest.CaptureFixture[st
     assert outcome.frames == 64 * 16 * 128
     assert outcome.mean_return > 80
     assert "frames a second" in capsys.readouterr().out
+
+
+def test_the_picture_is_drawn_by_the_rule_that_the_rollout_follows():
+    docs = Path(__file__).parents[1] / "docs"
+    spec = importlib.util.spec_from_file_location("draw_resets", docs / "draw_resets.py")
+    assert spec is not None
+    assert spec.loader is not None
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert drawing.picture() == (docs / "resets.svg").read_text(encoding="utf-8")
+    marks = {name: [cell == "yes" for cell in cells] for name, cells in drawing.ROWS.items()}
+    over = [a or b for a, b in zip(marks["terminated"], marks["truncated"], strict=True)]
+    assert marks["idle"] == [False, *over[:-1]]
+    assert marks["resets"] == [True, False, *over[:-2]]
