@@ -15,13 +15,14 @@ from unrolled import ByteTokenizer, LanguageModel, ModelConfig, export_onnx
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # A program to train with may be longer than a lesson.
-LINES = {"word_language_model": 150, "recurrent_ppo": 400}
+LINES = {"word_language_model": 150, "recurrent_ppo": 400, "private_sgd": 120}
 ARGUMENTS = {
     "word_language_model": ["--train", "train.txt", "--valid", "valid.txt"],
     "onnx_generate": ["model.onnx", "The ", "20"],
+    "private_sgd": ["--epochs", "1"],
     "recurrent_ppo": ["--frames", "1024", "--envs", "4"],
 }
-NEEDS = {"onnx_generate": ("onnx", "onnxruntime"), "recurrent_ppo": ("gymnasium",)}
+NEEDS = {"onnx_generate": ("onnx", "onnxruntime"), "recurrent_ppo": ("gymnasium",), "private_sgd": ("opacus",)}
 
 
 def run(example: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
