@@ -15,14 +15,20 @@ from unrolled import ByteTokenizer, LanguageModel, ModelConfig, export_onnx
 
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # A program to train with may be longer than a lesson.
-LINES = {"word_language_model": 150, "recurrent_ppo": 400, "private_sgd": 120}
+LINES = {"word_language_model": 150, "recurrent_ppo": 400, "private_sgd": 120, "lightning_truncated_bptt": 150}
 ARGUMENTS = {
     "word_language_model": ["--train", "train.txt", "--valid", "valid.txt"],
     "onnx_generate": ["model.onnx", "The ", "20"],
     "private_sgd": ["--epochs", "1"],
+    "lightning_truncated_bptt": ["--epochs", "2"],
     "recurrent_ppo": ["--frames", "1024", "--envs", "4"],
 }
-NEEDS = {"onnx_generate": ("onnx", "onnxruntime"), "recurrent_ppo": ("gymnasium",), "private_sgd": ("opacus",)}
+NEEDS = {
+    "onnx_generate": ("onnx", "onnxruntime"),
+    "recurrent_ppo": ("gymnasium",),
+    "private_sgd": ("opacus",),
+    "lightning_truncated_bptt": ("pytorch_lightning",),
+}
 
 
 def run(example: Path, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
