@@ -48,6 +48,7 @@ ARROWS: dict[str, set[str]] = {
     "evaluate": {"model", "loss", "lanes", "corpus", "tokens", "ngram"},
     "dynamic": {"evaluate", "model", "loss", "lanes", "corpus", "tokens"},
     "score_table": {"evaluate"},
+    "ticker": set(),
     "score_request": set(),
     "scoring": {
         *("score_request", "score_table", "evaluate", "dynamic", "beginning", "checkpoint", "config", "corpus"),

@@ -1,13 +1,9 @@
-"""The tables to the letter, and what the line that tells of progress leaves behind."""
-
-import io
-import sys
+"""The tables to the letter."""
 
 import numpy as np
-import pytest
 
 from unrolled.evaluate import Bars, Evaluation, PositionCurve, Score
-from unrolled.score_table import Ticker, position_table, score_table
+from unrolled.score_table import position_table, score_table
 
 
 def scores(*nats: float) -> list[Score]:
@@ -49,41 +45,3 @@ def test_positions_in_octaves():
         ["3", "to", "4", "3.5000", "5.0000", "4"],
         ["5", "to", "6", "7.0000", "7.0000", "1"],
     ]
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-@pytest.fixture
-def now(monkeypatch):
-    """The time, as a list of one number."""
-    now = [0.0]
-    monkeypatch.setattr(sys.modules["unrolled.score_table"].time, "monotonic", lambda: now[0])
-    return now
-
-
-def test_a_line_on_a_terminal_is_overwritten_and_gone_in_the_end(now):
-    stream = Terminal()
-
-    def interrupted() -> None:
-        with Ticker(stream) as ticker:
-            for now[0] in (1.4, 1.6, 1.7, 1.9):
-                ticker.show("blocks", int(10 * now[0]), 20)
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupted()
-    first, second, *rest = stream.getvalue().split("\r")[1:]
-    assert (first.rstrip(), second.rstrip()) == ("blocks: 80%", "blocks: 95%")
-    assert len(first) == len(second)
-    assert rest == [" " * len(first), ""]
-
-
-def test_elsewhere_it_is_silent_until_it_takes_long(now):
-    stream = io.StringIO()
-    with Ticker(stream) as ticker:
-        for now[0] in (1.0, 2.0, 6.0, 7.5, 8.0):
-            ticker.show("stateful", int(2 * now[0]), 20)
-    assert stream.getvalue() == "stateful: 20%\nstateful: 75%\n"

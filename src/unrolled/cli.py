@@ -132,7 +132,7 @@ def train(*files: str, config: str | None = None, settings: Annotated[Flags, Par
     from .lanes import TooShortError
     from .progress import run
     from .ranks import joined
-    from .score_table import Ticker
+    from .ticker import Ticker
     from .train import Trainer
 
     chosen = settings.as_dict()
@@ -166,8 +166,8 @@ def score(
     request
         All others.
     """
-    from .score_table import Ticker
     from .scoring import results
+    from .ticker import Ticker
 
     with Ticker(sys.stderr) as ticker:
         for number, result in enumerate(results(run, files, request, ticker.show)):
