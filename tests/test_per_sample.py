@@ -96,7 +96,7 @@ def test_the_gradients_of_each_row(kernel: str, kind: str, ids: bool, masks: str
     with counted() as ran:
         loss_of(wrapped, given).backward()
     layers = 1 if kind == "layer" else 2
-    assert (ran[kernel], ran[f"{kernel}_backward"], ran["reference.scan"]) == (2 * layers, 2 * layers, 0)
+    assert (ran[kernel], ran[f"{kernel}_backward"], ran["reference.scan"]) == (layers, layers, 0)
     found = samples(wrapped)
     assert found.keys() == exact.keys()
     for name, value in exact.items():
@@ -165,12 +165,28 @@ def test_frozen_parameters_have_none_and_the_others_have_theirs() -> None:
     assert_equal(found["W_hf"], exact["W_hf"])
 
 
-@pytest.mark.parametrize("options", [{"recompute": True}, {"backend": "reference"}], ids=str)
-def test_other_options_of_a_layer(options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("options", "forwards"),
+    [({"recompute": True}, 3 * 2), ({"backend": "reference"}, 2)],
+    ids=["recompute", "reference"],
+)
+def test_other_options_of_a_layer(options: dict[str, Any], forwards: int) -> None:
     module, given = new("stack", F64, **options), batch("stack", False, "both", F64)
     exact = plain_rows(module, "stack", given)
     wrapped = hooked(module)
-    loss_of(wrapped, given).backward()
+    with counted() as ran:
+        loss_of(wrapped, given).backward()
+    assert ran["portable"] + ran["reference.scan"] == forwards
+    for name, value in samples(wrapped).items():
+        assert_equal(value, exact[name])
+
+
+@kernels
+def test_the_mean_of_a_batch_counts_as_the_sum_of_its_rows(kernel: str) -> None:
+    module, given = new("stack", dtype_of(kernel)), batch("stack", False, "both", dtype_of(kernel))
+    exact = plain_rows(module, "stack", given)
+    wrapped = GradSampleModule(per_sample.prepare(module), loss_reduction="mean")
+    (loss_of(wrapped, given) / ROWS).backward()
     for name, value in samples(wrapped).items():
         assert_equal(value, exact[name])
 

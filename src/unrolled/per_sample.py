@@ -1,16 +1,18 @@
 """Per-sample gradients for Opacus: how its hooks get those of an `LSTMLayer`'s twelve parameters.
 
-They differ from the sum over the batch in one thing: the products of each row are kept apart. So one backward pass of
-the fused operator gives dL/dpre_t of all rows and steps, and one batched product each gives x_t^T dL/dpre_t and
+They differ from the sum over the batch in one thing: the products of each row are kept apart. dL/dpre_t of all rows and
+steps passes by in the backward pass that there is anyway; from it, one batched product each gives x_t^T dL/dpre_t and
 h_{t-1}^T dL/dpre_t, summed over time for each row.
 
 Opacus' hooks see a module's positional arguments and the gradient of its first result. Masks are neither, and c is the
-second result; what `prepare` hooks in sees to both.
+second result; what `prepare` puts in sees to both.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,11 +23,30 @@ from .layer import GATES, LSTMLayer
 from .stack import MultiLayerLSTM
 
 
-class _Call(NamedTuple):
+@dataclass(eq=False)
+class _Call:
+    """What a call was given, apart from x, and what passed by in its backward pass."""
+
     h0: Tensor | None
     c0: Tensor | None
     resets: Tensor | None
     lengths: Tensor | None
+    h: Tensor | None = None
+    grad_h: Tensor | None = None
+    dpre: Tensor | None = None
+
+    def follow(self, scanned: recurrence.Scanned) -> None:
+        """Keep h, and, as they come, the gradients of h and of the pre-activations."""
+        assert scanned.pre is not None
+        self.h, place = scanned.h.detach(), scanned.pre.output_nr
+        scanned.h.register_hook(self._keep_grad_h)
+        scanned.pre.node.register_prehook(lambda grads: self._keep_dpre(grads[place]))
+
+    def _keep_grad_h(self, grad: Tensor) -> None:
+        self.grad_h = grad
+
+    def _keep_dpre(self, grad: Tensor) -> None:
+        self.dpre = grad.transpose(0, 1).flatten(2)
 
 
 # Parallel to the list of activations that Opacus keeps in a layer while a backward pass is outstanding.
@@ -55,25 +76,52 @@ def prepare(model: nn.Module) -> nn.Module:
             raise ValueError("Opacus does not see the projection of a strict stack: model.strict = False")
     register_grad_sampler(LSTMLayer)(_per_sample)
     for layer in layers:
-        if _remember not in layer._forward_pre_hooks.values():
-            layer.register_forward_pre_hook(_remember, with_kwargs=True)
+        if _arrange not in layer._forward_pre_hooks.values():
+            layer.register_forward_pre_hook(_arrange, with_kwargs=True)
             layer.register_full_backward_pre_hook(_refuse_c)
+            layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
     return model
 
 
-def _remember(
-    layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Keep what Opacus does not, and leave it x alone: it takes the first axis of all it sees for the batch."""
+def _arrange(layer: LSTMLayer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Leave Opacus x and h0 alone: it takes the first axis of all positional arguments for the batch.
+
+    An h0 that requires gradients has its hook wait for the end of this layer's backward pass, when dL/dpre is there.
+    """
     given = dict(zip(("x", "h0", "c0"), args, strict=False)) | kwargs
-    if layer.training and torch.is_grad_enabled():
-        calls = _CALLS.setdefault(layer, [])
-        # What lies behind belongs to passes that Opacus did not follow, or has dropped.
-        del calls[_outstanding(layer) :]
-        detached = (given.get(name) for name in _Call._fields)
-        calls.append(_Call(*(None if value is None else value.detach() for value in detached)))
-    x = given.pop("x", None)
-    return (() if x is None else (x,)), given
+    if "x" not in given or not _followed(layer):
+        return None
+    x, masks = given.pop("x"), {name: given.get(name) for name in ("resets", "lengths")}
+    h0, c0 = layer._initial(x, given.pop("h0", None), given.pop("c0", None), **masks)
+    return (x, h0 if h0.requires_grad else h0.detach().requires_grad_()), {"c0": c0, **given}
+
+
+def _forward(
+    layer: LSTMLayer,
+    x: Tensor,
+    h0: Tensor | None = None,
+    c0: Tensor | None = None,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`LSTMLayer.forward`, followed where Opacus follows it."""
+    if not _followed(layer):
+        return LSTMLayer.forward(layer, x, h0, c0, resets=resets, lengths=lengths)
+    call = _Call(*(None if value is None else value.detach() for value in (h0, c0, resets, lengths)))
+    calls = _CALLS.setdefault(layer, [])
+    # What lies behind belongs to passes that Opacus did not follow, or has dropped.
+    del calls[_outstanding(layer) :]
+    calls.append(call)
+    if layer.recompute:
+        return LSTMLayer.forward(layer, x, h0, c0, resets=resets, lengths=lengths)
+    scanned = _scan(layer, x, h0, c0, resets, lengths)
+    call.follow(scanned)
+    return scanned.h, scanned.c
+
+
+def _followed(layer: nn.Module) -> bool:
+    return layer.training and torch.is_grad_enabled()
 
 
 def _outstanding(layer: nn.Module) -> int:
@@ -122,25 +170,34 @@ def _per_sample(layer: LSTMLayer, activations: list[Tensor], grad_h: Tensor) -> 
 
 
 def _pre_activations(layer: LSTMLayer, x: Tensor, call: _Call, grad_h: Tensor) -> tuple[Tensor, Tensor]:
-    """h [B, T, H] and dL/dpre [B, T, 4H] of the call, run once more: its own gates are the graph's."""
-    w_x, w_h, bias = layer._weights()
-    h0, c0 = layer._initial(x, call.h0, call.c0, call.resets, call.lengths)
+    """h [B, T, H] and dL/dpre [B, T, 4H] of the call."""
+    if call.h is not None and call.dpre is not None and call.grad_h is not None:
+        # Of a mean over the batch Opacus makes the sum, outside the backward pass.
+        rows: Any = layer.max_batch_len
+        return call.h, call.dpre if torch.equal(grad_h, call.grad_h) else call.dpre * rows
+    # Gates that were not kept, or that no gradient came to, are made once more.
     with torch.enable_grad():
-        scanned = recurrence.scan(
-            x,
-            w_x,
-            w_h,
-            bias.requires_grad_(),
-            h0,
-            c0,
-            resets=call.resets,
-            lengths=call.lengths,
-            backend=layer.backend,
-            strict=layer.strict,
-        )
+        scanned = _scan(layer, x, call.h0, call.c0, call.resets, call.lengths)
         assert scanned.pre is not None
         (dpre,) = torch.autograd.grad([scanned.h], [scanned.pre], [grad_h])
     return scanned.h.detach(), dpre.transpose(0, 1).flatten(2)
+
+
+def _scan(
+    layer: LSTMLayer,
+    x: Tensor,
+    h0: Tensor | None,
+    c0: Tensor | None,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+) -> recurrence.Scanned:
+    """The layer's call, with the gradient of its pre-activations to be had whatever is frozen."""
+    h0, c0 = layer._initial(x, h0, c0, resets, lengths)
+    w_x, w_h, bias = layer._weights()
+    bias = bias if bias.requires_grad else bias.requires_grad_()
+    return recurrence.scan(
+        *(x, w_x, w_h, bias, h0, c0), resets=resets, lengths=lengths, backend=layer.backend, strict=layer.strict
+    )
 
 
 def _outer(x: Tensor, dpre: Tensor, width: int) -> Tensor:
