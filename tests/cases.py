@@ -32,10 +32,13 @@ class Shape:
     width: int
     hidden: int
     masks: tuple[str, ...] = field(default=())
+    # The width of h where it is projected; 0: it is not.
+    proj: int = 0
 
     @property
     def name(self) -> str:
-        return "-".join([f"{self.rows}x{self.steps}x{self.width}x{self.hidden}", *self.masks])
+        projected = [f"to {self.proj}"] if self.proj else []
+        return "-".join([f"{self.rows}x{self.steps}x{self.width}x{self.hidden}", *projected, *self.masks])
 
 
 SHAPES = (
@@ -60,6 +63,21 @@ SHAPES = (
     Shape(3, 0, 3, 5, ("resets", "lengths")),
     Shape(0, 4, 3, 5, ("resets", "lengths")),
 )
+# With a projection of h, narrower than c, as wide and wider.
+PROJECTED = (
+    Shape(1, 1, 1, 1, proj=1),
+    Shape(3, 17, 5, 7, proj=3),
+    Shape(2, 6, 3, 5, proj=5),
+    Shape(2, 6, 3, 2, proj=9),
+    Shape(32, 19, 8, 128, proj=33),
+    Shape(0, 4, 3, 5, proj=2),
+    Shape(3, 0, 3, 5, proj=2),
+    Shape(6, 23, 3, 9, ("resets",), proj=4),
+    Shape(6, 23, 3, 9, ("lengths",), proj=4),
+    Shape(6, 23, 11, 9, ("ids", "resets", "lengths"), proj=4),
+    Shape(4, 9, 3, 8, ("all ended",), proj=3),
+    Shape(3, 0, 3, 5, ("resets", "lengths"), proj=2),
+)
 
 
 def make(shape: Shape, seed: int = 0) -> Case:
@@ -69,13 +87,16 @@ def make(shape: Shape, seed: int = 0) -> Case:
         return scale * torch.randn(size, generator=generator, dtype=torch.float64)
 
     rows, steps, width, hidden = shape.rows, shape.steps, shape.width, shape.hidden
+    h_width = shape.proj or hidden
     floats = {
         "w_x": normal(width, 4, hidden, scale=width**-0.5),
-        "w_h": normal(hidden, 4, hidden, scale=hidden**-0.5),
+        "w_h": normal(h_width, 4, hidden, scale=h_width**-0.5),
         "bias": normal(4, hidden, scale=0.3),
-        "h0": normal(rows, hidden).tanh(),
+        "h0": normal(rows, h_width).tanh(),
         "c0": normal(rows, hidden),
     }
+    if shape.proj:
+        floats["w_hr"] = normal(hidden, shape.proj, scale=hidden**-0.5)
     ids = None
     if "ids" in shape.masks:
         ids = torch.randint(width, (rows, steps), generator=generator)
@@ -92,7 +113,7 @@ def make(shape: Shape, seed: int = 0) -> Case:
     if "all ended" in shape.masks:
         lengths = torch.zeros(rows, dtype=torch.int64)
     cotangents = {
-        "h": normal(rows, steps, hidden),
+        "h": normal(rows, steps, h_width),
         "c": normal(rows, steps, hidden),
         "gates": normal(rows, steps, 4, hidden),
     }

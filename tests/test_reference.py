@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import OUTPUTS, SHAPES, Shape, make, run
+from cases import OUTPUTS, PROJECTED, SHAPES, Shape, make, run
 
 from unrolled.recurrence import reference, scan
 
 F64 = torch.float64
 
 
-@pytest.mark.parametrize("shape", [s for s in SHAPES if not s.masks and s.rows and s.steps], ids=lambda s: s.name)
+@pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+@pytest.mark.parametrize(
+    # torch's own has no projection as wide as c or wider.
+    "shape",
+    [s for s in (*SHAPES, *PROJECTED) if not s.masks and s.rows and s.steps and not s.proj >= s.hidden],
+    ids=lambda s: s.name,
+)
 def test_agrees_with_torchs_lstm_forward_and_backward(shape: Shape) -> None:
     case = make(shape)
-    theirs = torch.nn.LSTM(shape.width, shape.hidden, batch_first=True, dtype=F64)
+    theirs = torch.nn.LSTM(shape.width, shape.hidden, batch_first=True, dtype=F64, proj_size=shape.proj)
     with torch.no_grad():
         theirs.weight_ih_l0.copy_(case.floats["w_x"].flatten(1).t())
         theirs.weight_hh_l0.copy_(case.floats["w_h"].flatten(1).t())
         theirs.bias_ih_l0.copy_(case.floats["bias"].flatten())
         theirs.bias_hh_l0.zero_()
+        if shape.proj:
+            theirs.weight_hr_l0.copy_(case.floats["w_hr"].t())
     x, h0, c0 = (case.floats[name].clone().requires_grad_() for name in ("x", "h0", "c0"))
     h, (_, last_c) = theirs(x, (h0.unsqueeze(0), c0.unsqueeze(0)))
     ours = run("reference", case, F64, outputs=("h",))
@@ -33,25 +41,27 @@ def test_agrees_with_torchs_lstm_forward_and_backward(shape: Shape) -> None:
         "grad w_h": theirs.weight_hh_l0.grad.t().unflatten(1, (4, -1)),
         "grad bias": theirs.bias_ih_l0.grad.unflatten(0, (4, -1)),
     }
+    if shape.proj:
+        expected["grad w_hr"] = theirs.weight_hr_l0.grad.t()
     for name, value in expected.items():
         torch.testing.assert_close(ours[name], value, rtol=1e-12, atol=1e-12, msg=name)
     torch.testing.assert_close(ours["c"][:, -1], last_c[0].detach(), rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
+@pytest.mark.parametrize("shape", [*SHAPES, *PROJECTED], ids=lambda s: s.name)
 def test_hand_written_backward_equals_autograd(shape: Shape) -> None:
     case = make(shape)
     steps = shape.steps
     generator = torch.Generator().manual_seed(1)
     pre = torch.randn(steps, shape.rows, 4, shape.hidden, dtype=F64, generator=generator).requires_grad_()
     h0, c0 = (case.floats[name].clone().requires_grad_() for name in ("h0", "c0"))
-    w_h = case.floats["w_h"]
-    resets = None if case.resets is None else case.resets.t()
-    h, c, gates = reference.scan(pre, w_h, h0, c0, resets, case.lengths)
+    w_h, w_hr = case.floats["w_h"], case.floats.get("w_hr")
+    masks = (None if case.resets is None else case.resets.t(), case.lengths)
+    h, c, gates = reference.scan(pre, w_h, h0, c0, *masks, w_hr)
     cotangents = [case.cotangents[name].transpose(0, 1) for name in OUTPUTS]
     loss = sum((out * cot).sum() for out, cot in zip((h, c, gates), cotangents, strict=True))
     expected = torch.autograd.grad(loss, (pre, h0, c0), allow_unused=True)
-    got = reference.scan_backward(*cotangents, w_h, c.detach(), gates.detach(), c0.detach(), resets, case.lengths)
+    got = reference.scan_backward(*cotangents, w_h, c.detach(), gates.detach(), c0.detach(), *masks, w_hr)
     for name, ours, theirs, like in zip(("pre", "h0", "c0"), got, expected, (pre, h0, c0), strict=True):
         theirs = torch.zeros_like(like) if theirs is None else theirs
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13, msg=name)
@@ -74,17 +84,18 @@ def test_missing_cotangents_are_zeros() -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_gradients_by_finite_differences() -> None:
-    case = make(Shape(2, 4, 3, 3, ("resets", "lengths")))
+@pytest.mark.parametrize(("backend", "proj"), [("reference", 0), ("reference", 2), ("portable", 2)])
+def test_gradients_by_finite_differences(backend: str, proj: int) -> None:
+    case = make(Shape(2, 4, 3, 3, ("resets", "lengths"), proj))
     names = list(case.floats)
 
     def function(*floats: torch.Tensor) -> tuple[torch.Tensor, ...]:
         arguments = dict(zip(names, floats, strict=True))
-        scanned = scan(arguments.pop("x"), **arguments, resets=case.resets, lengths=case.lengths, backend="reference")
+        scanned = scan(arguments.pop("x"), **arguments, resets=case.resets, lengths=case.lengths, backend=backend)
         return scanned.h, scanned.c, scanned.gates
 
     inputs = [case.floats[name].clone().requires_grad_() for name in names]
-    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=True)
+    assert torch.autograd.gradcheck(function, inputs, check_forward_ad=backend == "reference")
     assert torch.autograd.gradgradcheck(function, inputs)
 
 

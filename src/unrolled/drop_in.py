@@ -12,7 +12,6 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import recurrence
 from .arguments import check_masks, kind_of
-from .recurrence import BackendUnavailable
 
 _State = tuple[Tensor, Tensor]
 
@@ -61,8 +60,7 @@ class LSTM(nn.RNNBase):
     are those of `MultiLayerLSTM`, and attributes that can be set. It is no `nn.LSTM` to `isinstance`, but an
     `nn.RNNBase`: torch.compile refuses every nn.LSTM.
 
-    With `proj_size`, layers run step by step in plain torch, and any backend but "auto" and "reference", and `strict`,
-    raise BackendUnavailable.
+    With `proj_size`, the native kernel cannot run, nor `strict`: BackendUnavailable.
     """
 
     def __init__(
@@ -283,25 +281,17 @@ class LSTM(nn.RNNBase):
         else:
             bias = w_h.new_zeros(4 * self.hidden_size)
         bias = bias.unflatten(0, (4, self.hidden_size))
-        x, h0, c0, resets, lengths = call
-        if self.proj_size:
-            if self.strict or self.backend not in ("auto", "reference"):
-                option = "strict=True" if self.strict else f'backend="{self.backend}"'
-                raise BackendUnavailable(
-                    f"{option} cannot run proj_size={self.proj_size}: only plain torch has it, step by step; set "
-                    'backend="auto" and strict=False'
-                )
-            weights = w_x, w_h, bias, self._weight(f"weight_hr{suffix}").t()
-            h, c, gates = recurrence.projected_scan(x, weights, h0, c0, resets=resets, lengths=lengths)
-            return (h, c, *gates.unbind(2)) if traced else (h, c)
-        if not traced:
-            return recurrence.states(
-                *(x, w_x, w_h, bias, h0, c0), resets=resets, lengths=lengths, backend=self.backend, strict=self.strict
-            )
-        scanned = recurrence.scan(
-            *(x, w_x, w_h, bias, h0, c0), resets=resets, lengths=lengths, backend=self.backend, strict=self.strict
+        w_hr = self._weight(f"weight_hr{suffix}").t() if self.proj_size else None
+        run = recurrence.scan if traced else recurrence.states
+        found = run(
+            *(call.x, w_x, w_h, bias, call.h0, call.c0),
+            resets=call.resets,
+            lengths=call.lengths,
+            w_hr=w_hr,
+            backend=self.backend,
+            strict=self.strict,
         )
-        return scanned.h, scanned.c, *scanned.gates.unbind(2)
+        return (found.h, found.c, *found.gates.unbind(2)) if isinstance(found, recurrence.Scanned) else found
 
     def _weight(self, name: str) -> Tensor:
         """By name at every call: it may be a parametrisation's, or one of torch.func's."""

@@ -6,7 +6,7 @@ The transpose lives here and nowhere else.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +26,6 @@ __all__ = [
     "check_name",
     "last_step",
     "linear",
-    "projected_scan",
     "scan",
     "states",
     "total_gradients",
@@ -36,9 +35,10 @@ __all__ = [
 class Scanned(NamedTuple):
     """Everything one layer computed over a sequence.
 
-    `h`, `c` [B, T, H] and `gates` [B, T, 4, H] (i, f, g, o, activated) are what the caller sees; `pre` is where the
-    gradient of the input's share of the pre-activations, [T, B, 4, H], passes: the total one. It is None where none
-    does, and in compiled graphs. The tensor itself is not kept: its memory is the backward pass's.
+    `h` [B, T, H] (where it is projected [B, T, P]), `c` [B, T, H] and `gates` [B, T, 4, H] (i, f, g, o, activated) are
+    what the caller sees; `pre` is where the gradient of the input's share of the pre-activations, [T, B, 4, H], passes:
+    the total one. It is None where none does, and in compiled graphs. The tensor itself is not kept: its memory is the
+    backward pass's.
     """
 
     h: Tensor
@@ -57,26 +57,31 @@ def scan(
     *,
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
+    w_hr: Tensor | None = None,
     backend: str = "auto",
     strict: bool = False,
 ) -> Scanned:
     """Run one layer over `x` [B, T, I], or [B, T] integer ids, which stand for one-hot rows.
 
     `w_x` [I, 4, H], `w_h` [H, 4, H], `bias` [4, H]; `h0`, `c0` [B, H]; `resets` bool [B, T]; `lengths` integers [B].
+    With `w_hr` [H, P], h is projected in every step: h [B, T, P], `w_h` [P, 4, H], `h0` [B, P].
+
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
-    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict))
+    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None))
     x, lengths = _checked(x, lengths, w_x.shape[0])
     resets = None if resets is None else resets.t()
     if chosen == "reference":
         pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype)
         with full_precision(w_h):
-            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths)
+            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr)
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype, native=chosen == "cpu", strict=strict)
-        run = cpu.scan if chosen == "cpu" else portable.scan
-        h, c, gates = run(pre, w_h, h0, c0, resets, lengths)
+        if chosen == "cpu":
+            h, c, gates = cpu.scan(pre, w_h, h0, c0, resets, lengths)
+        else:
+            h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths, w_hr)
     followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     edge = get_gradient_edge(pre) if followed else None
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), edge)
@@ -92,39 +97,19 @@ def states(
     *,
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
+    w_hr: Tensor | None = None,
     backend: str = "auto",
     strict: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """h and c of `scan`, [B, T, H] each: without gradients the native kernel then stores nothing else."""
-    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict)
+    """h and c of `scan`: without gradients the native kernel then stores nothing else."""
+    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
     if torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type) or choose(backend, call) != "cpu":
-        scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, backend=backend, strict=strict)
+        options: dict[str, Any] = {"backend": backend, "strict": strict}
+        scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
     x, lengths = _checked(x, lengths, w_x.shape[0])
     h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict)
     return h.transpose(0, 1), c.transpose(0, 1)
-
-
-def projected_scan(
-    x: Tensor,
-    weights: tuple[Tensor, Tensor, Tensor, Tensor],
-    h0: Tensor,
-    c0: Tensor,
-    *,
-    resets: Tensor | None = None,
-    lengths: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """One layer whose h is projected in every step: h [B, T, P], c [B, T, H] and gates [B, T, 4, H].
-
-    `weights`: `w_x` [I, 4, H], `w_h` [P, 4, H], `bias` [4, H] and `w_hr` [H, P]; `h0` [B, P]; the rest as in `scan`. No
-    kernel has this cell: after one product for all inputs, the reference's steps run.
-    """
-    w_x, w_h, bias, w_hr = weights
-    x, lengths = _checked(x, lengths, w_x.shape[0])
-    pre = _inputs(x, w_x, bias, w_h.dtype, native=False, strict=False)
-    with full_precision(w_h):
-        h, c, gates = reference.scan(pre, w_h, h0, c0, None if resets is None else resets.t(), lengths, w_hr=w_hr)
-    return h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -158,10 +143,11 @@ def total_gradients(
     w_h: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
+    w_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dL/dh_t [B, T, H], dL/dc_t [B, T, H] and dL/dpre_t [B, T, 4, H], later steps included.
+    """dL/dh_t, as h lies, dL/dc_t [B, T, H] and dL/dpre_t [B, T, 4, H], later steps included.
 
-    `grad_h` and `grad_c` [B, T, H] are the explicit gradients of `scanned.h` and `scanned.c`; `grad_pre` [T, B, 4, H].
+    `grad_h` and `grad_c` are the explicit gradients of `scanned.h` and `scanned.c`; `grad_pre` [T, B, 4, H].
     """
     with full_precision(w_h):
         dh, dc = reference.total_gradients(
@@ -173,6 +159,7 @@ def total_gradients(
             scanned.gates.transpose(0, 1),
             None if resets is None else resets.t(),
             lengths,
+            w_hr,
         )
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
 

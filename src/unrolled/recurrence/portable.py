@@ -1,7 +1,8 @@
 """The fused recurrence in plain torch, for any device: in-place steps and manual backpropagation through time.
 
-Per step it makes one product and eight pointwise calls, all into buffers that were allocated once; the backward pass
-computes everything that does not depend on later steps for a block of steps at once, and leaves five calls to a step.
+Per step it makes one product (with a projection of h two) and eight pointwise calls, all into buffers that were
+allocated once; the backward pass computes everything that does not depend on later steps for a block of steps at once,
+and leaves five calls to a step.
 The functions compute what `reference.scan` and `reference.scan_backward` define; names and order mirror them.
 """
 
@@ -17,10 +18,16 @@ _BLOCK_BYTES = 512 * 1024
 
 
 def forward(
-    pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+    pre: Tensor,
+    w_h: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    w_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = pre.shape
-    h, c = pre.new_empty(steps, rows, hidden), pre.new_empty(steps, rows, hidden)
+    h, c = pre.new_empty(steps, rows, w_h.shape[0]), pre.new_empty(steps, rows, hidden)
     gates = pre.new_empty(steps, rows, 4, hidden)
     weight = _transposed(w_h).t()
     tanh_c = torch.empty_like(c0, memory_format=torch.contiguous_format)
@@ -40,7 +47,10 @@ def forward(
         o[t].sigmoid_()
         torch.mul(f[t], c_before, out=c_t).addcmul_(i[t], g[t])
         torch.tanh(c_t, out=tanh_c)
-        torch.mul(o[t], tanh_c, out=h_t)
+        if w_hr is None:
+            torch.mul(o[t], tanh_c, out=h_t)
+        else:
+            torch.mm(tanh_c.mul_(o[t]), w_hr, out=h_t)
         if (mask := ended_at.get(t)) is not None:
             h_t.masked_fill_(mask, 0)
             c_t.masked_fill_(mask, 0)
@@ -59,13 +69,17 @@ def backward(
     c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
+    w_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, hidden = c.shape
     grad_pre = torch.empty_like(gates, memory_format=torch.contiguous_format)
     weight = _transposed(w_h)
     # Explicitly contiguous: c0 may be an expanded or transposed view, and both are written in place.
-    dh = torch.zeros_like(c0, memory_format=torch.contiguous_format)
-    dc = torch.zeros_like(dh)
+    dc = torch.zeros_like(c0, memory_format=torch.contiguous_format)
+    dh = dc.new_zeros(rows, w_h.shape[0])
+    # Before the projection; without one, h itself.
+    unprojected = dh if w_hr is None else torch.empty_like(dc)
+    back = None if w_hr is None else w_hr.t()
     sums = grad_pre.view(steps, rows, 4 * hidden).unbind(0)
     through_c, through_h = grad_pre[:, :, :3].unbind(0), grad_pre[:, :, 3].unbind(0)
     f = gates[:, :, 1].unbind(0)
@@ -81,9 +95,11 @@ def backward(
                 dh.add_(grad_h[t])
             if grad_c is not None:
                 dc.add_(grad_c[t])
-            dc.addcmul_(dh, through_tanh[t - start])
+            if back is not None:
+                torch.mm(dh, back, out=unprojected)
+            dc.addcmul_(unprojected, through_tanh[t - start])
             through_c[t].mul_(dc_by_gate)
-            through_h[t].mul_(dh)
+            through_h[t].mul_(unprojected)
             if from_gates is not None:
                 sums[t].add_(from_gates[t - start].flatten(1))
             dc.mul_(f[t])
@@ -138,4 +154,4 @@ def _where(mask: Tensor | None) -> dict[int, Tensor]:
     return {t: mask[t].unsqueeze(-1) for t, any_row in enumerate(mask.any(1).tolist()) if any_row}
 
 
-scan = seam.operator("portable", forward, backward)
+scan = seam.operator("portable", forward, backward, projects=True)

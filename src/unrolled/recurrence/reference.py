@@ -38,7 +38,6 @@ def scan(
     c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
-    *,
     w_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H].
@@ -86,16 +85,17 @@ def scan_backward(
     c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
+    w_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0 and of c0.
 
     `grad_h`, `grad_c` and `grad_gates` are the cotangents of what `scan` returned (None is zeros). The gradients of the
     weights are products of these results with x and h, taken once for all steps.
     """
-    grad_h = torch.zeros_like(c) if grad_h is None else grad_h
+    grad_h = _zeros_like_h(c, w_h) if grad_h is None else grad_h
     grad_c = torch.zeros_like(c) if grad_c is None else grad_c
     grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
-    dh, dc = torch.zeros_like(c0), torch.zeros_like(c0)
+    dh, dc = _zeros_like_h(c0, w_h), torch.zeros_like(c0)
     dpres = []
     for t in reversed(range(c.shape[0])):
         i, f, g, o = gates[t].unbind(-2)
@@ -106,13 +106,14 @@ def scan_backward(
         tanh_c = c[t].tanh()
 
         dh = dh + grad_h[t]
-        dc = dc + grad_c[t] + dh * o * (1 - tanh_c * tanh_c)
+        through = dh if w_hr is None else dh @ w_hr.mT
+        dc = dc + grad_c[t] + through * o * (1 - tanh_c * tanh_c)
         dpre = torch.stack(
             [
                 (di + dc * g) * i * (1 - i),
                 (df + dc * c_before) * f * (1 - f),
                 (dg + dc * i) * (1 - g * g),
-                (do + dh * tanh_c) * o * (1 - o),
+                (do + through * tanh_c) * o * (1 - o),
             ],
             -2,
         )
@@ -138,22 +139,19 @@ def total_gradients(
     gates: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
+    w_hr: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """dL/dh_t and dL/dc_t through every path, [T, B, H] each.
+    """dL/dh_t and dL/dc_t through every path, [T, B, H] each; with `w_hr`, dL/dh_t is [T, B, P].
 
     `grad_h` and `grad_c` are the explicit parts (the uses of h and c outside the recurrence), `grad_pre` [T, B, 4, H]
     the total gradient of the pre-activations, which `scan_backward` returns.
     """
     steps = c.shape[0]
-    later = grad_pre.flatten(-2) @ w_h.flatten(1).mT
-    if resets is not None:
-        later = _zero(later, resets)
-    dh = grad_h + torch.cat([later, torch.zeros_like(later[:1])])[1:]
+    dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
     if lengths is not None:
-        after = ended(lengths, steps)
-        dh, grad_c = _zero(dh, after), _zero(grad_c, after)
+        grad_c = _zero(grad_c, ended(lengths, steps))
     tanh_c = c.tanh()
-    through_h = dh * gates[:, :, 3] * (1 - tanh_c * tanh_c)
+    through_h = (dh if w_hr is None else dh @ w_hr.mT) * gates[:, :, 3] * (1 - tanh_c * tanh_c)
     dcs: list[Tensor] = []
     carried = torch.zeros_like(dh[:1].sum(0))
     for t in reversed(range(steps)):
@@ -165,9 +163,26 @@ def total_gradients(
     return dh, torch.stack(dcs[::-1]) if dcs else torch.zeros_like(c)
 
 
+def total_gradient_of_h(
+    grad_h: Tensor, grad_pre: Tensor, w_h: Tensor, resets: Tensor | None, lengths: Tensor | None
+) -> Tensor:
+    """dL/dh_t of `total_gradients`."""
+    # Reshaped, not flattened: batched cotangents (`is_grads_batched`) know no flatten.
+    later = grad_pre.reshape(*grad_pre.shape[:-2], 4 * grad_pre.shape[-1]) @ w_h.flatten(1).mT
+    if resets is not None:
+        later = _zero(later, resets)
+    dh = grad_h + torch.cat([later, torch.zeros_like(later[:1])])[1:]
+    return dh if lengths is None else _zero(dh, ended(lengths, grad_pre.shape[0]))
+
+
 def ended(lengths: Tensor, steps: int) -> Tensor:
     """Bool [T, B]: the steps at or after each row's length."""
     return lengths <= torch.arange(steps, device=lengths.device).unsqueeze(-1)
+
+
+def _zeros_like_h(c: Tensor, w_h: Tensor) -> Tensor:
+    """[..., P] for c [..., H] and w_h [P, 4, H]."""
+    return torch.zeros_like(c) if w_h.shape[0] == w_h.shape[-1] else c.new_zeros(*c.shape[:-1], w_h.shape[0])
 
 
 def _zero(values: Tensor, rows: Tensor) -> Tensor:

@@ -24,8 +24,7 @@ from torch import Tensor
 from . import reference
 from .precision import full_precision
 
-Scan = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
-ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor]]
+Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
 WeightGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
@@ -37,6 +36,8 @@ _BACKWARD_INPUTS = (
 # Where the batch axis of each argument and result lies; None marks the weights, which have none.
 _ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
 _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0)
+# Where the masks, which have no derivative, lie among the backward pass's arguments.
+_BACKWARD_MASKS = (7, 8)
 
 _STALE = (
     "the backward pass came to a window whose graph an earlier backward pass has already freed. If this window's state "
@@ -53,15 +54,26 @@ def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None) -> Tensor:
 
 
 def operator(
-    name: str, forward: Scan, backward: ScanBackward, weight_gradient: WeightGradient = weight_gradient
+    name: str,
+    forward: Scan,
+    backward: Scan,
+    weight_gradient: WeightGradient = weight_gradient,
+    *,
+    projects: bool = False,
 ) -> Scan:
     """Register `unrolled::<name>` and `unrolled::<name>_backward`; return the function to call.
 
     `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
-    [T, B, 4, H]) and `reference.scan_backward`. They may write only into memory that they allocate. Where gradients
-    are enabled, `weight_gradient` is differentiable.
+    [T, B, 4, H]) and `reference.scan_backward`, `w_hr` only if it `projects`. They may write only into memory that they
+    allocate. Where gradients are enabled, `weight_gradient` is differentiable.
     """
-    scan_op, backward_op = _register_both(name, forward, backward, weight_gradient)
+    more = ", Tensor? w_hr=None" if projects else ""
+    rows_in, backward_rows_in = ((*rows, None) if projects else rows for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
+    scan_op = _register(name, _INPUTS + more, forward, _like_scan, rows_in, _ROWS_OUT)
+    backward_op = _register(
+        f"{name}_backward", _BACKWARD_INPUTS + more, backward, _like_backward, backward_rows_in, _BACKWARD_ROWS_OUT
+    )
+    _register_derivatives(name, backward_op, weight_gradient)
 
     class Backward(torch.autograd.Function):
         @staticmethod
@@ -78,7 +90,7 @@ def operator(
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return map_rows(Backward.apply, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT, info.batch_size, in_dims, args)
+            return map_rows(Backward.apply, backward_rows_in, _BACKWARD_ROWS_OUT, info.batch_size, in_dims, args)
 
     class Forward(torch.autograd.Function):
         @staticmethod
@@ -95,29 +107,21 @@ def operator(
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
-            return map_rows(Forward.apply, _ROWS_IN, _ROWS_OUT, info.batch_size, in_dims, args)
+            return map_rows(Forward.apply, rows_in, _ROWS_OUT, info.batch_size, in_dims, args)
 
-    def scan(
-        pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def scan(*args: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         run = scan_op if torch.compiler.is_compiling() else Forward.apply
-        h, c, gates = run(pre, w_h, h0, c0, resets, lengths)
+        h, c, gates = run(*args)
         return h, c, gates
 
     return scan
 
 
-def _register_both(
-    name: str, forward: Scan, backward: ScanBackward, weight_gradient: WeightGradient
-) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The two operators with their derivatives, as compiled graphs hold them."""
-    scan_op = _register(name, _INPUTS, forward, _like_scan, _ROWS_IN, _ROWS_OUT)
-    backward_op = _register(
-        f"{name}_backward", _BACKWARD_INPUTS, backward, _like_backward, _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT
-    )
+def _register_derivatives(name: str, backward: Callable[..., Any], weight_gradient: WeightGradient) -> None:
+    """The derivatives of the two operators, as compiled graphs take them."""
     torch.library.register_autograd(
         f"unrolled::{name}",
-        lambda ctx, *grads: _first_order(backward_op, weight_gradient, ctx, grads),
+        lambda ctx, *grads: _first_order(backward, weight_gradient, ctx, grads),
         setup_context=_save,
     )
     torch.library.register_autograd(
@@ -125,7 +129,6 @@ def _register_both(
         lambda ctx, *grads: _second_order(ctx.saved_tensors, grads),
         setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
     )
-    return scan_op, backward_op
 
 
 def _register(
@@ -148,12 +151,10 @@ def _register(
     return registered
 
 
-def _like_scan(
-    pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _like_scan(pre: Tensor, w_h: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = pre.shape
     new = pre.new_empty
-    return new(steps, rows, hidden), new(steps, rows, hidden), new(steps, rows, 4, hidden)
+    return new(steps, rows, w_h.shape[0]), new(steps, rows, hidden), new(steps, rows, 4, hidden)
 
 
 def _like_backward(
@@ -164,10 +165,9 @@ def _like_backward(
     c: Tensor,
     gates: Tensor,
     c0: Tensor,
-    resets: Tensor | None,
-    lengths: Tensor | None,
+    *others: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return gates.new_empty(gates.shape), c0.new_empty(c0.shape), c0.new_empty(c0.shape)
+    return gates.new_empty(gates.shape), c0.new_empty(c0.shape[0], w_h.shape[0]), c0.new_empty(c0.shape)
 
 
 def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -> None:
@@ -180,14 +180,20 @@ def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -
 def _first_order(
     backward: Callable[..., Any], weight_gradient: WeightGradient, ctx: Any, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
-    """Gradients of pre, w_h, h0, c0 (and None for the masks) from the cotangents of h, c and gates."""
-    w_h, h0, c0, resets, lengths, h, c, gates = _saved(ctx)
+    """Gradients of all arguments (None for the masks) from the cotangents of h, c and gates."""
+    # `projection`: w_hr, or nothing where the operator does not know it.
+    w_h, h0, c0, resets, lengths, *projection, h, c, gates = _saved(ctx)
     if all(grad is None for grad in grads):
-        return (None,) * 6
-    grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths)
+        return (None,) * (6 + len(projection))
+    grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection)
     with full_precision(w_h):
         grad_w_h = _grad_recurrent_weights(weight_gradient, h0, h, grad_pre, resets, lengths)
-    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None
+        grad_projection: list[Tensor | None] = [None] * len(projection)
+        if projection and projection[0] is not None:
+            grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
+            dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
+            grad_projection = [_grad_of_projection(weight_gradient, c, gates, dh)]
+    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection
 
 
 def _grad_recurrent_weights(
@@ -198,11 +204,12 @@ def _grad_recurrent_weights(
     resets: Tensor | None,
     lengths: Tensor | None,
 ) -> Tensor:
-    """The sum over all steps of h_{t-1}^T dpre_t, [H, 4, H], as one product.
+    """The sum over all steps of h_{t-1}^T dpre_t, as `w_h` lies, as one product.
 
     Reshaped, not flattened: batched cotangents (`is_grads_batched`) know no flatten.
     """
-    steps, rows, hidden = h.shape
+    steps, rows, width = h.shape
+    hidden = grad_pre.shape[-1]
     dpre, skip = grad_pre.reshape(steps, rows, 4 * hidden), resets
     if lengths is not None:
         ended = reference.ended(lengths, steps)
@@ -212,8 +219,14 @@ def _grad_recurrent_weights(
         skip = skip[1:].reshape(-1)
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
     first = h0.mT @ dpre[:1].sum(0)
-    rest = weight_gradient(h[:-1].reshape(-1, hidden), dpre[1:].reshape(-1, 4 * hidden), skip)
-    return (first + rest).reshape(hidden, 4, hidden)
+    rest = weight_gradient(h[:-1].reshape(-1, width), dpre[1:].reshape(-1, 4 * hidden), skip)
+    return (first + rest).reshape(width, 4, hidden)
+
+
+def _grad_of_projection(weight_gradient: WeightGradient, c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
+    """The sum over all steps of (o * tanh(c_t))^T dL/dh_t, [H, P]."""
+    projected = gates[:, :, 3] * c.tanh()
+    return weight_gradient(projected.reshape(-1, c.shape[-1]), dh.reshape(-1, dh.shape[-1]), None)
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
@@ -228,19 +241,18 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 
 def _second_order(saved: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """The vector-Jacobian product of the reference's backward pass, for the arguments that were given."""
-    *floats, resets, lengths = saved
-    given = [k for k, value in enumerate(floats) if value is not None]
+    given = [k for k, value in enumerate(saved) if value is not None and k not in _BACKWARD_MASKS]
 
     def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        arguments = list(floats)
+        arguments = list(saved)
         for k, value in zip(given, values, strict=True):
             arguments[k] = value
-        return reference.scan_backward(*arguments, resets, lengths)  # type: ignore[arg-type,call-arg]
+        return reference.scan_backward(*arguments)  # type: ignore[arg-type]
 
     with full_precision(grads[0]):
-        products = torch.func.vjp(at, *[floats[k] for k in given])[1](tuple(grads))
+        products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))
     by_position = dict(zip(given, products, strict=True))
-    return (*[by_position.get(k) for k in range(len(floats))], None, None)
+    return tuple(by_position.get(k) for k in range(len(saved)))
 
 
 def map_rows(
