@@ -29,6 +29,9 @@ ARROWS: dict[str, set[str]] = {
     "stack": {"layer", "recurrence", "arguments", "state"},
     "drop_in": {"recurrence", "arguments"},
     "interop": {"layer", "stack"},
+    "gate_arrays": {"layer", "stack"},
+    "keras_weights": {"gate_arrays", "layer", "stack"},
+    "flax_weights": {"gate_arrays", "layer", "stack"},
     "per_sample": {"layer", "stack", "recurrence"},
     "tokenizer": set(),
     "bpe": {"tokenizer"},
@@ -37,7 +40,7 @@ ARROWS: dict[str, set[str]] = {
     "encoding": {"sources", "tokenizer"},
     "cache": {"disk", "encoding", "sources", "tokenizer", "tokens"},
     "corpus": {"sources", "encoding", "cache", "tokens"},
-    "beginning": {"bpe", "checkpoint", "config", "corpus", "model", "ranks", "tokens"},
+    "beginning": {"bpe", "checkpoint", "config", "corpus", "evaluate", "model", "ranks", "tokens"},
     "endings": {"config"},
     "lanes": {"corpus"},
     "truncated": {"state"},
@@ -87,7 +90,7 @@ ARROWS: dict[str, set[str]] = {
     "optimize": {"config", "ranks"},
     "machine": {"config"},
     "state_layout": {"model", "state"},
-    "learner": {"lanes", "loss", "config", "machine", "optimize", "ranks", "state", "state_layout"},
+    "learner": {"lanes", "loss", "config", "machine", "optimize", "ranks", "state_layout", "truncated"},
     "resume": {"checkpoint", "config", "corpus", "evaluate"},
     "run_directory": {"checkpoint", "config", "journal", "lock", "manifest", "resume", "tokens"},
     "own_model": {"model", "state_layout", "tokens"},
@@ -106,6 +109,7 @@ ARROWS[FRONT] = {
     *("layer", "stack", "state", "interop", "recurrence", "stepper", "calibration", "truncated", "disk", "lock"),
     *("tokens", "corpus", "lanes", "model", "loss", "evaluate", "config", "events", "train", "checkpoint", "generate"),
     *("bookmark", "drop_in", "dynamic", "ngram", "ranks", "state_layout", "onnx_export"),
+    *("keras_weights", "flax_weights"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}

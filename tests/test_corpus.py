@@ -119,6 +119,21 @@ def test_bytes_scored_leaves_out_each_documents_first_token(here: Path) -> None:
     assert plain.train.bytes_scored(plain.tokenizer) == 5 + 4
 
 
+def test_what_counts_of_a_masked_text() -> None:
+    tokenizer = CharTokenizer("a€é")
+    ids, starts = tokenizer.encode("€aé€aé"), np.array([0, 3])
+    for scored, expected in (
+        (None, [0, 1, 1, 0, 1, 1]),
+        (np.array([True, False, True, True, True, False]), [0, 0, 1, 0, 1, 0]),
+        (np.zeros(6, np.bool_), [0] * 6),
+    ):
+        split = Split(ids, starts, scored)
+        assert split.counts(0, 6).tolist() == [bool(each) for each in expected]
+        assert split.counts(2, 5).tolist() == [bool(each) for each in expected[2:5]]
+        assert split.predictions == sum(expected)
+        assert split.bytes_scored(tokenizer) == sum(np.multiply(expected, [3, 1, 2, 3, 1, 2]))
+
+
 def test_the_vocabulary_is_that_of_the_whole_text(here: Path) -> None:
     corpus = read_corpus([file("a", LETTERS + "\u20ac\u00e9")], tokens="char")
     assert corpus.tokenizer == CharTokenizer.from_text(LETTERS + "\u20ac\u00e9")

@@ -45,11 +45,21 @@ def direct(subject: LanguageModel, text: Split, block: int | None) -> tuple[floa
     total, count = 0.0, 0
     for begin, end in zip(text.starts, ends, strict=True):
         for target in range(begin + 1, end):
+            if text.scored is not None and not text.scored[target]:
+                continue
             first = begin if block is None else begin + (target - 1 - begin) // block * block
             logits, _ = subject(torch.from_numpy(text.ids[first:target].astype(np.int64))[None])
             total -= logits[0, -1].log_softmax(0)[int(text.ids[target])].item()
             count += 1
     return total, count
+
+
+def masked(text: Split) -> Split:
+    """Two thirds of it, documents' first tokens among them, and nothing of tokens 20 to 39."""
+    scored = np.random.default_rng(2).random(len(text)) < 0.67
+    scored[text.starts[:3]] = True
+    scored[20:40] = False
+    return Split(text.ids, text.starts, scored)
 
 
 CASES = {
@@ -58,6 +68,9 @@ CASES = {
     "a block exactly": split(17),
     "two tokens": split(2),
     "short documents": split(9, 2, 4, 6),
+    "one document, masked": masked(split(70)),
+    "documents, masked": masked(split(70, 1, 17, 18, 33, 64, 69)),
+    "all masked in, which changes nothing": Split(split(70, 33).ids, np.array([0, 33]), np.ones(70, np.bool_)),
 }
 
 
@@ -66,7 +79,8 @@ def test_both_scores_by_definition(name: str) -> None:
     text, subject = CASES[name], model()
     for score, block in ((stateful(subject, text, TOKENIZER), None), (blocks(subject, text, TOKENIZER, block=8), 8)):
         total, count = direct(subject, text, block)
-        n_bytes = sum(len(TOKENIZER.symbols[text.ids[t]].encode()) for t in range(len(text)) if t not in text.starts)
+        read = set(text.starts) | (set() if text.scored is None else set(np.flatnonzero(~text.scored)))
+        n_bytes = sum(len(TOKENIZER.symbols[text.ids[t]].encode()) for t in range(len(text)) if t not in read)
         assert score.tokens == count
         assert score.nats == pytest.approx(total / count, rel=1e-12)
         assert score.bits_per_byte == pytest.approx(bits_per_byte(total, n_bytes), rel=1e-12)
@@ -159,6 +173,8 @@ def test_the_curve_is_the_mean_of_each_place(text: Split, block: int) -> None:
     ends = [*text.starts[1:], len(text)]
     for begin, end in zip(text.starts, ends, strict=True):
         for target in range(begin + 1, end):
+            if text.scored is not None and not text.scored[target]:
+                continue
             place = (target - 1 - begin) % block
             tokens[place] += 1
             for kind, first in enumerate((begin, target - 1 - place)):
@@ -202,6 +218,17 @@ def test_of_a_long_training_text_the_end_is_counted(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("length", [1, 7, 17, 100])
+def test_windows_of_a_masked_split_score_what_counts(length: int) -> None:
+    text = CASES["documents, masked"]
+    found = list(windows(text, length, torch.device("cpu")))
+    scored = [
+        torch.ones_like(window.targets[0], dtype=torch.bool) if window.scored is None else window.scored[0]
+        for window in found
+    ]
+    assert torch.cat(scored).tolist() == text.counts(1, 70).tolist()
+
+
+@pytest.mark.parametrize("length", [1, 7, 17, 100])
 def test_windows_are_the_whole_split_one_behind_the_other(length: int) -> None:
     text = CASES["documents"]
     found = list(windows(text, length, torch.device("cpu")))
@@ -227,6 +254,22 @@ def test_a_part_keeps_its_documents() -> None:
         assert some.starts.tolist() == starts
 
 
+def test_a_part_keeps_its_mask() -> None:
+    text = CASES["documents, masked"]
+    assert text.scored is not None
+    np.testing.assert_array_equal(part(text, 17, 34).scored, text.scored[17:34])
+
+
+def test_bars_leave_out_what_the_scores_leave_out() -> None:
+    train, text, all_of_it = split(400, 90, 91), CASES["documents, masked"], CASES["documents"]
+    both = evaluate(model(), text, TOKENIZER, counts=Counts.of(train, TOKENIZER, order=3))
+    assert both.bars is not None
+    assert both.bars.ngram.tokens == both.stateful.tokens == both.blocks.tokens == text.predictions < 63
+    nats = np.concatenate(list(NGram.fit(train, TOKENIZER.size, 3).token_nats(all_of_it)))
+    kept = text.counts(0, 70)[all_of_it.counts(0, 70)]
+    assert both.bars.ngram.nats == pytest.approx(nats[kept].mean(), rel=1e-12)
+
+
 def test_progress_reaches_the_number_of_scored_tokens() -> None:
     told: list[tuple[str, int, int]] = []
     evaluate(model(), CASES["documents"], TOKENIZER, block=8, progress=lambda *said: told.append(said))
@@ -238,6 +281,9 @@ def test_refusals() -> None:
     subject = model()
     with pytest.raises(ValueError, match="the split has no token to score: 3 tokens in 3 documents"):
         evaluate(subject, split(3, 1, 2), TOKENIZER)
+    nothing = Split(split(3, 1).ids, np.array([0, 1]), np.array([True, True, False]))
+    with pytest.raises(ValueError, match="predicted by nothing, and all others are left out by `scored`; use a longer"):
+        evaluate(subject, nothing, TOKENIZER)
     with pytest.raises(ValueError, match="the tokenizer has 256 tokens and the model was built for 6"):
         evaluate(subject, split(20), ByteTokenizer())
     with pytest.raises(ValueError, match="block=0 must be at least 1 token"):

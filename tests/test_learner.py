@@ -10,6 +10,8 @@ from small_runs import TALE, small
 
 from unrolled.config import ConfigError, TrainConfig
 from unrolled.corpus import Corpus, Split
+from unrolled.evaluate import Counts, evaluate
+from unrolled.events import Evaluated, Finished
 from unrolled.learner import NotFiniteError
 from unrolled.loss import nats
 from unrolled.tokens import ByteTokenizer
@@ -99,7 +101,23 @@ def test_masks_that_do_not_fit() -> None:
         Split(ids, starts, np.ones(9, np.int64))
 
 
-def test_a_score_takes_all_tokens(config: TrainConfig) -> None:
-    split = Split(ByteTokenizer().encode(TALE)[:700], np.array([0]), np.arange(700) > 9)
-    with pytest.raises(ConfigError, match="the validation split has tokens that are not scored"):
-        Trainer(config, corpus=Corpus(split, split, None, ByteTokenizer(), "0" * 64))
+def test_a_masked_validation_text_is_scored_where_it_counts(config: TrainConfig) -> None:
+    ids = ByteTokenizer().encode(TALE)[:700]
+    val = Split(ids, np.array([0]), np.arange(700) % 2 == 1)
+    trainer = Trainer(config, corpus=Corpus(Split(ids, np.array([0])), val, None, ByteTokenizer(), "0" * 64))
+    events = list(trainer.run())
+    scores = [event.score for event in events if isinstance(event, Evaluated)]
+    assert [score.tokens for score in scores if score is not None] == [350] * len(scores) != []
+    final = events[-1]
+    assert isinstance(final, Finished)
+    assert final.evaluation is not None
+    assert final.evaluation == evaluate(
+        trainer.averaged, val, ByteTokenizer(), counts=Counts.of(trainer.corpus.train, ByteTokenizer())
+    )
+
+
+def test_a_validation_text_of_which_nothing_counts(config: TrainConfig) -> None:
+    ids = ByteTokenizer().encode(TALE)[:700]
+    val = Split(ids, np.array([0]), np.arange(700) < 1)
+    with pytest.raises(ConfigError, match="of the first 700 tokens of the validation text none can be scored"):
+        Trainer(config, corpus=Corpus(Split(ids, np.array([0])), val, None, ByteTokenizer(), "0" * 64))

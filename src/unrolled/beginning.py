@@ -14,6 +14,7 @@ from .bpe import DEFAULT_VOCABULARY
 from .checkpoint import Run, latest, load
 from .config import FIELDS, TOKENS, ConfigError, TrainConfig
 from .corpus import Corpus, Progress, read_corpus
+from .evaluate import part
 from .model import LanguageModel, ModelConfig
 from .ranks import ElsewhereError, RankError, Ranks
 from .tokens import Tokenizer, load_tokenizer
@@ -76,13 +77,19 @@ def agreed(config: TrainConfig, ranks: Ranks) -> TrainConfig:
     return together
 
 
-def check_text(corpus: Corpus, config: TrainConfig, ranks: Ranks) -> None:
-    """ConfigError where the text does not allow what the configuration asks; RankError where ranks differ in it."""
+def check_text(corpus: Corpus, config: TrainConfig, ranks: Ranks, *, evaluated: int) -> None:
+    """ConfigError where the text does not allow what the configuration asks; RankError where ranks differ in it.
+
+    Of the validation text the first `evaluated` tokens are scored while the model is trained.
+    """
     val = corpus.val
     if config.patience is not None and val is None:
         raise ConfigError("patience needs scores, and there is no validation text; add --val FILE or --split 0.9,0.1")
-    if val is not None and val.scored is not None:
-        raise ConfigError("the validation split has tokens that are not scored, and a score takes all: leave them out")
+    if val is not None and not part(val, 0, evaluated).predictions:
+        raise ConfigError(
+            f"of the first {min(evaluated, len(val))} tokens of the validation text none can be scored: they are a "
+            "document's first, or `Split.scored` leaves them out; give it others, or none"
+        )
     if ranks.any(ranks.told(lambda: corpus.sha256) != corpus.sha256):
         raise RankError("the ranks were given different texts; copy the same files to every machine")
 

@@ -48,7 +48,7 @@ class Split:
     `starts` are the positions of each document's first token, ascending; `starts[0]` is 0 even where the split begins
     in the middle of a document, since nothing before it can be seen.
 
-    `scored`: False for a token that is read, and is left out of the loss of training; None means that all count.
+    `scored`: False for a token that is read, and is left out of loss and scores; None means that all count.
     """
 
     ids: IntArray
@@ -75,8 +75,24 @@ class Split:
     def __len__(self) -> int:
         return int(self.ids.size)
 
+    @property
+    def predictions(self) -> int:
+        """Tokens with a prediction that counts: all but each document's first and those that `scored` leaves out."""
+        if self.scored is None:
+            return len(self) - len(self.starts)
+        return int(np.count_nonzero(self.scored)) - int(np.count_nonzero(self.scored[self.starts]))
+
+    def counts(self, begin: int, end: int) -> NDArray[np.bool_]:
+        """Which of the tokens from `begin` to `end` are among the `predictions`."""
+        counting = np.ones(end - begin, np.bool_) if self.scored is None else self.scored[begin:end].copy()
+        first, last = np.searchsorted(self.starts, (begin, end))
+        counting[self.starts[first:last] - begin] = False
+        return counting
+
     def bytes_scored(self, tokenizer: Tokenizer) -> int:
-        """UTF-8 bytes of every token that has a prediction: all but each document's first."""
+        """UTF-8 bytes of the `predictions`."""
+        if self.scored is not None:
+            return sum(tokenizer.byte_count(some) for some in _runs(self.ids[self.counts(0, len(self))]))
         whole = sum(tokenizer.byte_count(some) for some in _runs(self.ids))
         return whole - sum(tokenizer.byte_count(self.ids[some]) for some in _runs(self.starts))
 

@@ -80,7 +80,7 @@ def dynamic(
                 f"use a smaller one, such as {settings.lr / 10:g} (--dynamic-lr)"
             )
         if progress is not None:
-            progress("dynamic", done, len(split) - len(split.starts))
+            progress("dynamic", done, split.predictions)
     return score(total, split, tokenizer)
 
 

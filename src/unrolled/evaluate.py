@@ -112,7 +112,8 @@ def evaluate(
     counts: Counts | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Score a split both ways. A document's first token is predicted by nothing, so it is in neither score.
+    """Score a split both ways. A document's first token is predicted by nothing, so it is in neither score, and nor is
+    what `split.scored` leaves out; both count in the text that is read.
 
     `counts`, of the text that the model learned from, give the bars. The model runs without dropout and is left in the
     mode in which it came. Raises ValueError for a split without a token to score, and for a tokenizer of another
@@ -183,7 +184,8 @@ def positions(
 def part(split: Split, begin: int, end: int) -> Split:
     """Tokens `begin` to `end` of a split, without a copy. A document that is cut starts where the part does."""
     inside = split.starts[(split.starts > begin) & (split.starts < end)]
-    return Split(split.ids[begin:end], np.append(0, inside - begin))
+    scored = None if split.scored is None else split.scored[begin:end]
+    return Split(split.ids[begin:end], np.append(0, inside - begin), scored)
 
 
 def windows(split: Split, length: int, device: torch.device) -> Iterator[Window]:
@@ -195,7 +197,8 @@ def windows(split: Split, length: int, device: torch.device) -> Iterator[Window]
         opens[split.starts[first:last] - begin] = True
         ids, openings = _tensor(split.ids[begin : end + 1], device)[None], torch.from_numpy(opens)[None].to(device)
         resets = openings[:, :-1] if opens[:-1].any() else None
-        scored = ~openings[:, 1:] if opens[1:].any() else None
+        counting = split.counts(begin + 1, end + 1)
+        scored = None if counting.all() else torch.from_numpy(counting)[None].to(device)
         yield Window(ids[:, :-1], ids[:, 1:], resets, scored)
 
 
@@ -205,29 +208,31 @@ def _carried(model: LanguageModel, split: Split, chunk: int) -> _Costs:
         with torch.inference_mode(), evaluating(model):
             logits, state = model(window.inputs, state, resets=window.resets)
             nats = numbers(token_nats(logits, window.targets, window.scored))
-        targets = np.arange(begin + 1, begin + 1 + window.targets.shape[1])
-        depths = targets - split.starts[np.searchsorted(split.starts, targets, side="right") - 1]
-        yield depths[depths > 0] - 1, nats
-        begin += window.targets.shape[1]
+        end = begin + window.targets.shape[1]
+        targets = begin + 1 + np.flatnonzero(split.counts(begin + 1, end + 1))
+        yield targets - split.starts[np.searchsorted(split.starts, targets, side="right") - 1] - 1, nats
+        begin = end
 
 
 def _from_zeros(model: LanguageModel, split: Split, block: int) -> _Costs:
-    begins, lengths = _cut(split, block)
+    begins, sizes = _cut(split, block)
     batch = max(1, min(_BATCH, _LOGITS // (block * model.config.vocabulary)))
     device = device_of(model)
     for first in range(0, len(begins), batch):
-        some, valid = begins[first : first + batch], lengths[first : first + batch]
+        some, valid = begins[first : first + batch], sizes[first : first + batch]
         places = np.arange(int(valid.max()) + 1)
         # Behind a shorter block's end anything may stand, as long as it is inside the array.
-        ids = _tensor(split.ids[np.minimum(some[:, None] + places, len(split) - 1)], device)
-        inside = places[:-1] < valid[:, None]
-        counts, scored = None, None
-        if not inside.all():
-            counts, scored = torch.from_numpy(valid).to(device), torch.from_numpy(inside).to(device)
+        where = np.minimum(some[:, None] + places, len(split) - 1)
+        ids = _tensor(split.ids[where], device)
+        counting = places[:-1] < valid[:, None]
+        lengths = None if counting.all() else torch.from_numpy(valid).to(device)
+        if split.scored is not None:
+            counting &= split.scored[where[:, 1:]]
+        scored = None if counting.all() else torch.from_numpy(counting).to(device)
         with torch.inference_mode(), evaluating(model):
-            logits, _ = model(ids[:, :-1], lengths=counts)
+            logits, _ = model(ids[:, :-1], lengths=lengths)
             nats = numbers(token_nats(logits, ids[:, 1:], scored))
-        yield np.broadcast_to(places[:-1], inside.shape)[inside], nats
+        yield np.broadcast_to(places[:-1], counting.shape)[counting], nats
 
 
 def _cut(split: Split, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -241,7 +246,7 @@ def _cut(split: Split, block: int) -> tuple[NDArray[np.int64], NDArray[np.int64]
 
 def told(costs: _Costs, what: str, split: Split, progress: Progress | None) -> _Costs:
     """The same costs; `progress` hears how far they are."""
-    done, tokens = 0, len(split) - len(split.starts)
+    done, tokens = 0, split.predictions
     for places, nats in costs:
         yield places, nats
         done += len(nats)
@@ -256,7 +261,7 @@ def numbers(nats: Tensor) -> NDArray[np.float64]:
 
 def score(total: float, split: Split, tokenizer: Tokenizer) -> Score:
     """From the nats of all scored tokens of a split to its rates."""
-    tokens = len(split) - len(split.starts)
+    tokens = split.predictions
     return Score(total / tokens, bits_per_byte(total, split.bytes_scored(tokenizer)), perplexity(total, tokens), tokens)
 
 
@@ -270,10 +275,11 @@ def check(model: LanguageModel, split: Split, tokenizer: Tokenizer, **at_least_o
             f"the tokenizer has {tokenizer.size} tokens and the model was built for {model.config.vocabulary}; "
             "use the tokenizer that is stored with the model"
         )
-    if len(split) == len(split.starts):
+    if not split.predictions:
+        masked = "" if split.scored is None else ", and all others are left out by `scored`"
         raise ValueError(
             f"the split has no token to score: {len(split)} tokens in {len(split.starts)} documents, whose first "
-            "tokens are predicted by nothing; use a longer text"
+            f"tokens are predicted by nothing{masked}; use a longer text"
         )
 
 

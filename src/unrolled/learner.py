@@ -16,8 +16,8 @@ from .loss import nats
 from .machine import randomness
 from .optimize import Optimizer
 from .ranks import ALONE, Ranks
-from .state import mapped
-from .state_layout import State, StateLayout
+from .state_layout import StateLayout
+from .truncated import CarriedState
 
 
 class NotFiniteError(ArithmeticError):
@@ -57,14 +57,15 @@ class Learner:
         self._ranks = ranks
         # Lots of this rank's lanes that go through the model one after the other, each with its state.
         self._lots = _lots(ranks.share(config.lanes), config.accumulate)
-        self._states: list[State] = [None] * len(self._lots)
+        self._states = [CarriedState() for _ in self._lots]
 
     def step(self, step: int) -> Lesson:
         """Read the window of step `step`, counted from 0, and move the weights. Raises NotFiniteError."""
         epoch, index = divmod(step, self.lanes.windows_per_epoch)
         if index == 0 or self._config.state == "reset":
             # A lane's first window of an epoch continues nothing.
-            self._states = [None] * len(self._lots)
+            for carried in self._states:
+                carried.reset()
         window = self.lanes.window(epoch, index)
         self._optimizer.clear()
         with randomness(self._config.seed, step, self.device, self._ranks.rank):
@@ -85,26 +86,26 @@ class Learner:
         tokens = max(1, window.targets.numel() if window.scored is None else int(window.scored.sum()))
         low = self._config.autocast == "bfloat16"
         total = torch.zeros((), device=self.device)
-        for lot, lanes in enumerate(self._lots):
+        for lanes, carried in zip(self._lots, self._states, strict=True):
             inputs, targets, resets, scored = (None if p is None else p[lanes].to(self.device) for p in window)
             assert inputs is not None and targets is not None  # noqa: PT018
             with torch.autocast(self.device.type, torch.bfloat16, enabled=low):
-                logits, state = self.model(inputs, self._states[lot], resets=resets)
+                logits, state = self.model(inputs, carried.state, resets=resets)
                 loss = nats(logits, targets, scored) / tokens
             loss.backward()
             total = total + loss.detach()
-            self._states[lot] = mapped(state, Tensor.detach)
+            carried.state = state
         return total
 
     def tensors(self) -> dict[str, Tensor]:
         """Every number beside the averaged weights on which the next steps depend; the state is that of all lanes."""
         tensors = self._optimizer.tensors()
         if self._config.state == "carry":
-            tensors |= self._layout.zeros(self._config.lanes) if self._states[0] is None else self._state()
+            tensors |= self._layout.zeros(self._config.lanes) if self._states[0].state is None else self._state()
         return tensors
 
     def _state(self) -> dict[str, Tensor]:
-        own = self._layout.joined(self._states)
+        own = self._layout.joined([carried.state for carried in self._states])
         return {name: self._ranks.gathered(own[name], axis) for name, axis in self._layout.axes.items()}
 
     def begin(self, saved: tuple[Mapping[str, Tensor], Mapping[str, Tensor]] | None) -> None:
@@ -131,7 +132,8 @@ class Learner:
         self._optimizer.restore(averaged, tensors)
         if self._config.state == "carry":
             there = {name: tensors[name].to(self.device) for name in self._layout.axes}
-            self._states = [self._layout.chosen(there, lanes) for lanes in self._lots]
+            for lanes, carried in zip(self._lots, self._states, strict=True):
+                carried.state = self._layout.chosen(there, lanes)
 
 
 def _lots(lanes: slice, count: int) -> list[slice]:

@@ -50,7 +50,7 @@ class NGram:
 
     @classmethod
     def fit(cls, split: Split, vocabulary: int, order: int = 5) -> NGram:
-        """Count `split`, whose ids are 0 to vocabulary - 1. Takes some 100 bytes a token meanwhile."""
+        """Count all of `split`, whose ids are 0 to vocabulary - 1. Takes some 100 bytes a token meanwhile."""
         for name, value in (("order", order), ("vocabulary", vocabulary)):
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -67,7 +67,7 @@ class NGram:
         return cls(order, vocabulary, tuple(levels))
 
     def nats(self, split: Split) -> float:
-        """The negative log-likelihood of all tokens but each document's first, summed."""
+        """The negative log-likelihood of the split's predictions, summed."""
         return sum(float(part.sum()) for part in self.token_nats(split))
 
     def token_nats(self, split: Split) -> Iterator[_Floats]:
@@ -77,7 +77,7 @@ class NGram:
             ids = _checked(split.ids[begin - reach : end], self.vocabulary)
             depths = _depths(split, begin - reach, end)
             p = self._probabilities(ids, depths)[reach:]
-            yield -np.log(p[depths[reach:] > 0])
+            yield -np.log(p[split.counts(begin, end)])
 
     def _probabilities(self, ids: _Integers, depths: _Integers) -> _Floats:
         p = np.full(len(ids), 1 / self.vocabulary)

@@ -72,7 +72,9 @@ def _seconds_of_a_step(trial: Learner, seconds: float, ranks: Ranks) -> float:
 def _seconds_of_a_score(model: nn.Module, corpus: Corpus, scored: int) -> float:
     if corpus.val is None:
         return 0.0
-    some = part(corpus.val, 0, min(len(corpus.val), _SCORED))
+    some = part(corpus.val, 0, _SCORED)
+    if not some.predictions:
+        some = part(corpus.val, 0, scored)
     began = time.perf_counter()
     blocks(as_language_model(model, corpus.tokenizer.size), some, corpus.tokenizer)
     return (time.perf_counter() - began) / len(some) * min(len(corpus.val), scored)

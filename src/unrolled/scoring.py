@@ -193,7 +193,7 @@ class _Subject:
         if not self._request.dynamic_tune:
             return self._asked
         held = self._held_back("val")
-        some = part(held, 0, min(len(held), TUNED_TOKENS))
+        some = part(held, 0, TUNED_TOKENS)
         return tuned(
             self._run.model,
             some,

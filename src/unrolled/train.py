@@ -19,9 +19,9 @@ from .beginning import agreed, begin, check_text, fitting, settled
 from .board import Board
 from .checkpoint import Run
 from .config import ConfigError, TrainConfig
-from .corpus import Corpus, Progress, Split
+from .corpus import Corpus, Progress
 from .endings import begun_elsewhere, diverged, is_out_of_memory, not_saved, out_of_memory
-from .evaluate import Counts, Evaluation, Score, blocks, evaluate
+from .evaluate import Counts, Evaluation, Score, blocks, evaluate, part
 from .events import Evaluated, Event, Finished, Saved, SaveFailed, Started, StepDone
 from .generate import generate
 from .lanes import Lanes
@@ -108,7 +108,7 @@ class Trainer:
         self.corpus, self.device = corpus, device_named(config.device, ranks.local if ranks.size > 1 else None)
         if config.autocast:
             check_autocast(self.device)
-        check_text(corpus, config, ranks)
+        check_text(corpus, config, ranks, evaluated=EVALUATION_TOKENS)
         self.lanes = Lanes(corpus.train, config.lanes, config.window, seed=config.seed)
         model = fitting(model, config, corpus.tokenizer.size)
         self.model: Any = model.to(self.device).train()
@@ -283,7 +283,7 @@ class Trainer:
     def _scored(self) -> tuple[dict[str, Any] | None, str]:
         score = None
         if self.corpus.val is not None:
-            held = _first(self.corpus.val, EVALUATION_TOKENS)
+            held = part(self.corpus.val, 0, EVALUATION_TOKENS)
             score = asdict(blocks(self._scored_model, held, self.corpus.tokenizer))
         return score, self._sample(self.config.seed + self._at.step)
 
@@ -347,7 +347,7 @@ class Trainer:
         if self.corpus.val is None:
             return None
         counts = Counts.of(self.corpus.train, self.corpus.tokenizer)
-        held = _first(self.corpus.val, FINAL_TOKENS)
+        held = part(self.corpus.val, 0, FINAL_TOKENS)
         return asdict(evaluate(self._scored_model, held, self.corpus.tokenizer, counts=counts))
 
     def _log(self, event: str, **values: Any) -> None:
@@ -357,12 +357,8 @@ class Trainer:
     @cached_property
     def _bytes_per_token(self) -> float:
         train = self.corpus.train
-        return train.bytes_scored(self.corpus.tokenizer) / max(1, len(train) - len(train.starts))
+        return train.bytes_scored(self.corpus.tokenizer) / max(1, train.predictions)
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _first(split: Split, tokens: int) -> Split:
-    return split if len(split) <= tokens else Split(split.ids[:tokens], split.starts[split.starts < tokens])
