@@ -56,6 +56,23 @@ def test_a_second_process_is_refused_and_told_who_is_there(tmp_path: Path) -> No
         pass
 
 
+def test_a_forked_child_that_outlives_the_run_holds_nothing(tmp_path: Path) -> None:
+    reading, writing = os.pipe()
+    with locked(tmp_path):
+        child = os.fork()
+        if not child:
+            os.close(writing)
+            os.read(reading, 1)  # until the parent closes its end
+            os._exit(0)
+    try:
+        with locked(tmp_path):
+            pass
+    finally:
+        os.close(writing)
+        assert os.waitpid(child, 0) == (child, 0)
+        os.close(reading)
+
+
 def test_it_ends_with_a_killed_process(tmp_path: Path) -> None:
     with holding(tmp_path) as child:
         child.send_signal(signal.SIGKILL)

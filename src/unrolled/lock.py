@@ -45,6 +45,7 @@ def locked(directory: Path) -> Iterator[None]:
             yield
         finally:
             _sign(file, {})
+            _release(file)
 
 
 def _acquired(file: BinaryIO, path: Path) -> bool:
@@ -73,6 +74,14 @@ def _acquired(file: BinaryIO, path: Path) -> bool:
         )
         return False
     return True
+
+
+def _release(file: BinaryIO) -> None:
+    """Closing is not enough: a process that was forked meanwhile has the open file, too, and would keep the lock."""
+    if sys.platform != "win32":
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_UN)
 
 
 def _sign(file: BinaryIO, holder: dict[str, Any]) -> None:
