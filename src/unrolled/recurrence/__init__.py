@@ -60,17 +60,19 @@ def scan(
     w_hr: Tensor | None = None,
     backend: str = "auto",
     strict: bool = False,
+    clean: bool = False,
 ) -> Scanned:
     """Run one layer over `x` [B, T, I], or [B, T] integer ids, which stand for one-hot rows.
 
     `w_x` [I, 4, H], `w_h` [H, 4, H], `bias` [4, H]; `h0`, `c0` [B, H]; `resets` bool [B, T]; `lengths` integers [B].
-    With `w_hr` [H, P], h is projected in every step: h [B, T, P], `w_h` [P, 4, H], `h0` [B, P].
+    With `w_hr` [H, P], h is projected in every step: h [B, T, P], `w_h` [P, 4, H], `h0` [B, P]. `clean` says of a float
+    x that it is 0 behind each row's end, and of int64 lengths that they are in range, as those of a layer below.
 
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
     chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None))
-    x, lengths = _checked(x, lengths, w_x.shape[0])
+    x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
     resets = None if resets is None else resets.t()
     if chosen == "reference":
         pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype)
@@ -100,14 +102,15 @@ def states(
     w_hr: Tensor | None = None,
     backend: str = "auto",
     strict: bool = False,
+    clean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """h and c of `scan`: without gradients the native kernel then stores nothing else."""
     call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
     if torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type) or choose(backend, call) != "cpu":
-        options: dict[str, Any] = {"backend": backend, "strict": strict}
+        options: dict[str, Any] = {"backend": backend, "strict": strict, "clean": clean}
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
-    x, lengths = _checked(x, lengths, w_x.shape[0])
+    x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
     h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict)
     return h.transpose(0, 1), c.transpose(0, 1)
 
@@ -131,8 +134,11 @@ def last_step(sequence: Tensor, initial: Tensor, lengths: Tensor | None) -> Tens
         return initial
     if lengths is None:
         return sequence[:, -1]
-    index = (lengths.long() - 1).clamp(min=0).reshape(-1, 1, 1).expand(-1, 1, sequence.shape[2])
-    return torch.where((lengths == 0).unsqueeze(-1), initial, sequence.gather(1, index).squeeze(1))
+    rows = sequence.shape[0]
+    # Whole rows out of the memory that the recurrence left time-first: gather would look up every number.
+    place = (lengths.long() - 1).clamp(min=0) * rows + torch.arange(rows, device=lengths.device)
+    last = sequence.transpose(0, 1).reshape(-1, sequence.shape[2]).index_select(0, place)
+    return torch.where((lengths == 0).unsqueeze(-1), initial, last)
 
 
 def total_gradients(
