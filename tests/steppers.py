@@ -21,6 +21,7 @@ BACKENDS = [
 
 MODELS: dict[str, Callable[[], nn.Module]] = {
     "language model": lambda: LanguageModel(ModelConfig(11, 7, 2, embedding=5, dropout=0.3)),
+    "tied language model": lambda: LanguageModel(ModelConfig(11, 7, 2, embedding=7, tie_weights=True)),
     "language model without embedding": lambda: LanguageModel(ModelConfig(11, 33, 1, embedding=0)),
     "stack": lambda: MultiLayerLSTM(5, 16, 3, 0.3),
     "stack of another output": lambda: MultiLayerLSTM(3, 17, 2, output_dim=4),

@@ -15,7 +15,7 @@ from unrolled.config import ConfigError, TrainConfig
 from unrolled.corpus import CorpusError
 from unrolled.lanes import TooShortError
 from unrolled.tokens import CharTokenizer, TokenizerError
-from unrolled.train import Trainer
+from unrolled.train import StepDone, Trainer
 
 SMALL = {"layers": 1, "hidden": 8, "embedding": 4, "lanes": 2, "window": 8, "threads": 1, "steps": 2, "eval_every": 2}
 
@@ -49,6 +49,30 @@ def test_a_finished_model_is_trained_on(here: Path) -> None:
     shutil.rmtree("first")
     assert [event.step for event in Trainer(dataclasses.replace(fine, steps=4)).run()][-1] == 4, "it stands by itself"
     assert TrainConfig.load("second/config.toml").init_from == "first"
+
+
+def test_tied_weights_are_trained_taken_up_and_trained_on(here: Path) -> None:
+    apart = Trainer(config("a.txt", embedding=8, out="apart"))
+    whole = Trainer(config("a.txt", embedding=None, tie_weights=True, out="whole"))
+    assert whole.config.embedding == 8
+    matrices = [sum(p.numel() for p in trainer.model.parameters()) for trainer in (apart, whole)]
+    assert matrices[0] - matrices[1] == 256 * 8
+    list(whole.run())
+    for step in (1, 2):
+        part = Trainer(config("a.txt", embedding=None, tie_weights=True, out="part"))
+        for event in part.run():
+            if isinstance(event, StepDone) and event.step == step:
+                part.stop()
+    found = [load(name).model for name in ("whole", "part")]
+    for name, value in found[0].state_dict().items():
+        assert torch.equal(value, found[1].state_dict()[name])
+    fine = Trainer(TrainConfig(files=("b.txt",), init_from="whole", out="fine", lanes=2, window=8, steps=1, threads=1))
+    assert fine.config.tie_weights
+    assert fine.model.embedding.weight is fine.model.lstm.proj.weight
+    with pytest.raises(ConfigError, match="tie_weights=False is not what the model in whole has: True"):
+        begin(config("b.txt", init_from="whole", embedding=None, tie_weights=False))
+    with pytest.raises(ConfigError, match="tie_weights must be true or false, got 'yes'"):
+        config("a.txt", tie_weights="yes")
 
 
 def test_what_a_model_that_is_trained_on_cannot_become(here: Path) -> None:

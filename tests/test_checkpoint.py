@@ -119,7 +119,20 @@ def test_what_is_in_a_directory(saved: Path) -> None:
         "embedding": 3,
         "dropout": 0.25,
         "embedding_dropout": 0.0,
+        "tie_weights": False,
     }
+
+
+def test_a_tied_matrix_is_saved_once_and_tied_again(tmp_path: Path) -> None:
+    tied = model(ModelConfig(TOKENIZER.size, hidden=5, layers=1, embedding=5, tie_weights=True))
+    save_model(tmp_path / "tied", tied, TOKENIZER)
+    names = safetensors.torch.load_file(tmp_path / "tied" / "weights.safetensors").keys()
+    assert "lstm.proj.weight" in names
+    assert "embedding.weight" not in names
+    loaded = load(tmp_path / "tied").model
+    assert loaded.embedding is not None
+    assert loaded.embedding.weight is loaded.lstm.proj.weight
+    assert torch.equal(loaded(IDS)[0], tied.eval()(IDS)[0])
 
 
 def test_a_taken_name_and_another_tokenizer_are_refused(saved: Path) -> None:

@@ -281,7 +281,7 @@ def test_every_field_of_the_configuration_is_a_flag(call):
 
 def test_no_flags_are_the_defaults(configured, text_file):
     assert configured(text_file, "--lanes", "4") == dataclasses.replace(
-        TrainConfig(files=(text_file,), lanes=4, layers=2, hidden=256, embedding=64).resolved(
+        TrainConfig(files=(text_file,), lanes=4, layers=2, hidden=256, embedding=64, tie_weights=False).resolved(
             len(TEXT) * 9 // 10 // 4 // 64
         ),
         device=configured(text_file, "--lanes", "4").device,

@@ -1,5 +1,7 @@
 """LanguageModel: what it is made of, the same numbers by hand, and what it refuses."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -166,8 +168,64 @@ def test_embedding_dropout_drops_what_the_embedding_gives_and_only_in_training()
             "embedding_dropout=1.0 must be at least 0 and below 1: the share of the embedding",
         ),
         ({"embedding_dropout": 0.1, "embedding": 0}, "embedding_dropout=0.1 needs an embedding, and embedding is 0"),
+        ({"tie_weights": True}, "one matrix, as wide as h: embedding=64 must be hidden=256"),
+        ({"tie_weights": True, "embedding": 0}, "one matrix, as wide as h: embedding=0 must be hidden=256"),
     ],
 )
-def test_embedding_dropout_that_cannot_be(fields, message):
+def test_configurations_that_contradict_themselves(fields, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(9, **fields)
+
+
+def tied(**fields: float) -> LanguageModel:
+    torch.manual_seed(3)
+    return LanguageModel(
+        ModelConfig(9, hidden=5, layers=2, embedding=5, tie_weights=True, **fields), dtype=torch.float64
+    )
+
+
+def test_of_tied_weights_the_gradient_is_the_sum_of_both_uses() -> None:
+    model, apart = tied(), LanguageModel(ModelConfig(9, hidden=5, layers=2, embedding=5), dtype=torch.float64)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in apart.parameters()) - 9 * 5
+    apart.load_state_dict({**model.state_dict(), "embedding.weight": model.state_dict()["lstm.proj.weight"]})
+    ids, weights = torch.randint(9, (2, 7)), torch.randn(2, 7, 9, dtype=torch.float64)
+    logits = [subject(ids)[0] for subject in (model, apart)]
+    assert torch.equal(*logits)
+    for each in logits:
+        (each * weights).sum().backward()
+    torch.testing.assert_close(model.lstm.proj.weight.grad, apart.embedding.weight.grad + apart.lstm.proj.weight.grad)
+
+
+@pytest.mark.parametrize("assign", [False, True])
+def test_tied_weights_stay_one(assign: bool) -> None:
+    source, model = tied(), tied()
+    model.reset_parameters()
+    for state in (source.state_dict(), {**source.state_dict(), "embedding.weight": source.lstm.proj.weight}):
+        model.load_state_dict(state, assign=assign)
+        for subject in (model, copy.deepcopy(model), copy.deepcopy(model).float()):
+            assert subject.embedding.weight is subject.lstm.proj.weight
+            assert "embedding.weight" not in subject.state_dict()
+        assert torch.equal(model.lstm.proj.weight, source.lstm.proj.weight)
+    with pytest.raises(RuntimeError, match=r"Missing key.*embedding\.weight.*lstm\.proj\.weight"):
+        model.load_state_dict({})
+
+
+def test_a_tied_model_inside_another_module() -> None:
+    outer = torch.nn.ModuleDict({"inner": tied()})
+    state = outer.state_dict()
+    assert "inner.embedding.weight" not in state
+    outer.load_state_dict(state)
+    assert outer["inner"].embedding.weight is outer["inner"].lstm.proj.weight
+
+
+def test_tied_weights_are_drawn_as_a_projection_is() -> None:
+    bound = (6 / (5 + 9)) ** 0.5
+    for _ in range(2):
+        model = tied()
+        model.reset_parameters()
+        assert 0.8 * bound < model.embedding.weight.abs().max() <= bound
+
+
+def test_tied_must_be_true_or_false() -> None:
+    with pytest.raises(TypeError, match="tie_weights must be true or false, got 1"):
+        ModelConfig(9, tie_weights=1)

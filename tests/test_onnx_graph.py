@@ -18,6 +18,7 @@ onnxruntime = pytest.importorskip("onnxruntime")
 BOUND = 1e-5
 MODELS = {
     "embedded": lambda: LanguageModel(ModelConfig(11, 13, 3, embedding=5, dropout=0.5, embedding_dropout=0.5)),
+    "tied": lambda: LanguageModel(ModelConfig(11, 13, 2, embedding=13, tie_weights=True)),
     "one-hot": lambda: LanguageModel(ModelConfig(11, 13, 2, embedding=0)),
     "one token": lambda: LanguageModel(ModelConfig(1, 1, 1, embedding=1)),
     "stack": lambda: MultiLayerLSTM(3, 17, 2, 0.5, output_dim=7),

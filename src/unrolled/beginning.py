@@ -21,7 +21,7 @@ from .tokens import Tokenizer, load_tokenizer
 
 # Beside the runs' directories: one encoded text serves all of them.
 ENCODED = "encoded"
-_SIZES = ("layers", "hidden", "embedding")
+_SIZES = ("layers", "hidden", "embedding", "tie_weights")
 
 
 def begin(config: TrainConfig, progress: Progress | None = None) -> tuple[TrainConfig, Corpus, LanguageModel | None]:
@@ -109,6 +109,8 @@ def fitting(model: nn.Module | None, config: TrainConfig, vocabulary: int) -> nn
 def fresh(config: TrainConfig, vocabulary: int) -> LanguageModel:
     """A new model whose numbers follow from the seed alone, drawn on the CPU for every device."""
     given = {name: getattr(config, name) for name in _SIZES if getattr(config, name) is not None}
+    if config.tie_weights:
+        given.setdefault("embedding", given.get("hidden", ModelConfig.hidden))
     sizes = ModelConfig(vocabulary, **given, dropout=config.dropout, embedding_dropout=config.embedding_dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

@@ -364,7 +364,7 @@ def _model(path: Path, config: ModelConfig, weights: dict[str, Tensor]) -> Langu
         f"lstm.layers.{config.layers - 1}.b_f": torch.Size([config.hidden]),
         "lstm.proj.bias": torch.Size([config.vocabulary]),
     }
-    if config.embedding:
+    if config.embedding and not config.tie_weights:
         probes["embedding.weight"] = torch.Size([config.vocabulary, config.embedding])
     check_shapes(path / WEIGHTS, probes, {name: value for name, value in weights.items() if name in probes})
     model = LanguageModel(config, device="meta", dtype=next(iter(dtypes)))

@@ -30,7 +30,7 @@ BROKEN_PIPE = 141
 
 _GROUPS = {
     "Text": "tokens vocabulary tokenizer document_separator val split",
-    "Model": "layers hidden embedding dropout embedding_dropout init_from",
+    "Model": "layers hidden embedding tie_weights dropout embedding_dropout init_from",
     "Length": "steps epochs minutes patience",
     "Steps": "lanes window accumulate optimizer lr warmup clip weight_decay ema state",
     "Scores and saves": "out eval_every save_every keep tensorboard resume quiet",

@@ -95,6 +95,8 @@ class TrainConfig:
     """Width of each layer; 256 if not given."""
     embedding: int | None = None
     """Width of a learned embedding of the tokens, 64 if not given; 0 feeds one-hot rows, which learn more slowly."""
+    tie_weights: bool | None = None
+    """One matrix for embedding and projection, as wide as a layer; not if not given."""
     dropout: float = 0.2
     """Share of h dropped between layers and before the projection."""
     embedding_dropout: float = 0.0
@@ -175,8 +177,8 @@ class TrainConfig:
             if getattr(self, name) not in choices and not (getattr(self, name) is None and _optional(name)):
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         _text("device", self.device)
-        for name in ("tensorboard", "resume", "quiet"):
-            if not isinstance(getattr(self, name), bool):
+        for name in ("tensorboard", "resume", "quiet", "tie_weights"):
+            if not isinstance(getattr(self, name), bool) and not (getattr(self, name) is None and _optional(name)):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
         if self.accumulate > self.lanes:
             raise ConfigError(f"accumulate={self.accumulate} must be at most lanes={self.lanes}: a lot has a lane")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,11 @@ _EMBEDDED_IDS = (torch.int32, torch.int64, torch.uint8)
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A language model's sizes. `embedding` 0 means none: ids go into the first layer as one-hot rows."""
+    """A language model's sizes. `embedding` 0 means none: ids go into the first layer as one-hot rows.
+
+    `tie_weights`: embedding and projection are one matrix (Press and Wolf 2017; Inan et al. 2017), so `embedding` is
+    `hidden`.
+    """
 
     vocabulary: int
     hidden: int = 256
@@ -26,6 +31,7 @@ class ModelConfig:
     embedding: int = 64
     dropout: float = 0.0
     embedding_dropout: float = 0.0
+    tie_weights: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("vocabulary", 1), ("hidden", 1), ("layers", 1), ("embedding", 0)):
@@ -44,6 +50,13 @@ class ModelConfig:
                 )
         if self.embedding_dropout and not self.embedding:
             raise ValueError(f"embedding_dropout={self.embedding_dropout} needs an embedding, and embedding is 0")
+        if not isinstance(self.tie_weights, bool):
+            raise TypeError(f"tie_weights must be true or false, got {self.tie_weights!r}")
+        if self.tie_weights and self.embedding != self.hidden:
+            raise ValueError(
+                f"tie_weights makes embedding and projection one matrix, as wide as h: embedding={self.embedding} must "
+                f"be hidden={self.hidden}"
+            )
 
 
 class LanguageModel(nn.Module):
@@ -52,6 +65,9 @@ class LanguageModel(nn.Module):
     Forget biases start at 1, so that an untrained cell remembers (Gers et al. 2000; Jozefowicz et al. 2015); the bare
     `LSTMLayer` starts them at 0. `dropout` is the stack's, between layers and before the projection;
     `embedding_dropout` lies behind the embedding.
+
+    Of tied weights `embedding.weight` is `lstm.proj.weight`, drawn as a projection is; `state_dict` has it once, by the
+    latter name, and after `load_state_dict`, `assign=True` included, it is one again.
     """
 
     embedding: nn.Embedding | None
@@ -74,6 +90,11 @@ class LanguageModel(nn.Module):
             dtype=dtype,
         )
         self._open_forget_gates()
+        if config.tie_weights:
+            self._tie()
+            self.register_state_dict_post_hook(_leave_out_the_copy)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_pre_hook(_put_in_the_copy)  # type: ignore[no-untyped-call]
+            self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
         """Draw every parameter anew, in the constructor's order, forget biases at 1."""
@@ -120,6 +141,11 @@ class LanguageModel(nn.Module):
         for layer in self.lstm.layers:
             nn.init.ones_(layer.b_f)  # type: ignore[arg-type]
 
+    def _tie(self) -> None:
+        assert self.embedding is not None, "a tied model has an embedding"
+        assert self.lstm.proj is not None, "a language model has a projection"
+        self.embedding.weight = self.lstm.proj.weight
+
     def _inputs(self, ids: Tensor, lengths: Tensor | None) -> Tensor:
         if not isinstance(ids, Tensor):
             raise TypeError(f"ids is a {type(ids).__name__}, expected integers [batch, time]: torch.tensor(ids)")
@@ -150,6 +176,23 @@ class LanguageModel(nn.Module):
                 f"{self.config.vocabulary} tokens; encode with the tokenizer that it was trained with"
             ) from None
         return rows
+
+
+_COPY, _ORIGINAL = "embedding.weight", "lstm.proj.weight"
+
+
+def _leave_out_the_copy(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    del state[prefix + _COPY]
+
+
+def _put_in_the_copy(_: nn.Module, state: dict[str, Any], prefix: str, *__: Any) -> None:
+    # A file with both, as other code saves them, is taken as it is.
+    if prefix + _ORIGINAL in state:
+        state.setdefault(prefix + _COPY, state[prefix + _ORIGINAL])
+
+
+def _tie_again(model: LanguageModel, _: Any) -> None:
+    model._tie()
 
 
 @contextmanager
