@@ -4,6 +4,7 @@ ARGS =
 python = .venv/bin/python
 # Holds the folder that .venv was made in: a copied or renamed clone would otherwise run the old one's sources.
 ready = .venv/ready
+peers = .venv/peers
 kernels = CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
 ifneq "$(shell test -x $(python) && cat $(ready) 2>/dev/null)" "$(CURDIR)"
@@ -30,7 +31,7 @@ train: $(ready)
 test: $(ready)
 	$(python) -m pytest $(ARGS)
 
-test-slow: $(ready)
+test-slow: $(peers)
 	$(python) -m pytest -m slow $(ARGS)
 
 check: $(ready)
@@ -82,3 +83,8 @@ $(ready): pyproject.toml constraints.txt $(kernels)
 	  exit 1; }
 	$(python) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
 	@printf '%s\n' "$(CURDIR)" > $(ready)
+
+# Other libraries, to compare with: half a gigabyte, and a minute, that only the slow tests need.
+$(peers): $(ready)
+	$(python) -m pip install --disable-pip-version-check -c constraints.txt 'unrolled[interop-test]'
+	@touch $(peers)

@@ -23,8 +23,10 @@ if TYPE_CHECKING:
     from .dynamic import Dynamic, dynamic, gradient_rms, tuned
     from .evaluate import Bars, Counts, Evaluation, PositionCurve, Score, blocks, evaluate, positions, stateful
     from .events import Evaluated, Finished, Saved, SaveFailed, Started, StepDone
+    from .flax_weights import from_flax, to_flax
     from .generate import Piece, Writing, generate
     from .interop import from_torch, to_torch
+    from .keras_weights import from_keras, to_keras
     from .lanes import Lanes, Window
     from .layer import LayerGradients, LayerTrace, LSTMLayer
     from .lock import LockedError
@@ -63,6 +65,8 @@ _MODULES = {
     "calibration": ("Calibration",),
     "drop_in": ("LSTM", "LSTMTrace", "DirectionTrace"),
     "interop": ("from_torch", "to_torch"),
+    "keras_weights": ("from_keras", "to_keras"),
+    "flax_weights": ("from_flax", "to_flax"),
     "onnx_export": ("export_onnx", "ExportError"),
     "recurrence": ("backends", "Choice", "BackendUnavailable"),
     "tokens": (
@@ -115,6 +119,10 @@ __all__ = [
     "DirectionTrace",
     "from_torch",
     "to_torch",
+    "from_keras",
+    "to_keras",
+    "from_flax",
+    "to_flax",
     "export_onnx",
     "ExportError",
     "backends",
