@@ -15,7 +15,8 @@ from pathlib import Path
 from page import add_write
 
 FOLDER = Path(__file__).parent
-BENCHMARKS = ("recurrence", "trainer", "generation", "import_time", "text_memory", "packed", "compiled", "per_sample")
+TRANSFORMS = ("packed", "compiled", "transforms", "per_sample")
+BENCHMARKS = ("recurrence", "trainer", "generation", "import_time", "text_memory", *TRANSFORMS)
 
 
 def main() -> None:

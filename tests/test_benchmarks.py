@@ -339,7 +339,7 @@ class TestPage:
         tables = ("recurrence, training", "recurrence, inference", "trainer", "generation")
         for name in (*tables, "import_time", "text_memory", "packed", "compiled", "per_sample"):
             bench.page.with_section(text, name, [])
-        assert text.count("<!-- made by: ") == 9
+        assert text.count("<!-- made by: ") == 10
 
 
 class TestRun:

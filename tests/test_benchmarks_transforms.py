@@ -1,4 +1,4 @@
-"""The benchmarks of compiled calls and of per-sample gradients, at sizes that take moments; wrong contenders caught."""
+"""The benchmarks of transforms, compiled calls and per-sample gradients at tiny sizes; what is wrong is not timed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import torch
 from test_compile import inductor
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
-MODULES = ("measure", "page", "stacks", "compiled", "per_sample")
+MODULES = ("measure", "page", "stacks", "compiled", "per_sample", "transforms")
 needs_opacus = pytest.mark.skipif(importlib.util.find_spec("opacus") is None, reason="Opacus is an extra")
 quiet_hooks = pytest.mark.filterwarnings("ignore:Full backward hook is firing when gradients are computed")
 
@@ -70,6 +70,31 @@ def test_the_memory_of_a_larger_batch_is_larger(bench: SimpleNamespace) -> None:
     )
     # 64 times 4 x 128 x (32 + 128) float32 gradients alone are 21 MB.
     assert large > small + 21
+
+
+class TestTransforms:
+    def test_each_costs_so_many_training_steps(
+        self, bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setattr(bench.measure, "MOST_ROUNDS", 1)
+        _, _, header, _, *body = bench.transforms.lines(bench.stacks.Shape(3, 5, 4, 6, 1), 0.0)
+        assert header.split(" | ") == ["| transform", "time", "in training steps |"]
+        assert [line.split(" | ")[0].removeprefix("| ") for line in body] == list(bench.transforms.WAYS)
+        assert body[0].endswith("1.00 |")
+
+    @pytest.mark.parametrize("name", ["a gradient penalty", "`jvp` in every parameter"])
+    def test_one_that_has_other_values_is_not_timed(
+        self, bench: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, name: str
+    ) -> None:
+        way, tolerance = bench.transforms.WAYS[name]
+
+        def wrong(task: Any) -> Any:
+            step, off = way(task), 1.01 if task.model.backend == "auto" else 1.0
+            return lambda: [value * off for value in step()]
+
+        monkeypatch.setattr(bench.transforms, "WAYS", {name: (wrong, tolerance)})
+        with pytest.raises(SystemExit, match="is off by"):
+            bench.transforms.steps(bench.stacks.Shape(3, 5, 4, 6, 1))
 
 
 class TestCompiled:
