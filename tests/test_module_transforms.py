@@ -237,15 +237,24 @@ def test_checkpointed(kernel: str, kind: str, reentrant: bool) -> None:
     assert (ran[kernel] + ran["states"], ran["reference.scan"]) == (2 * subject.calls, 0)
 
 
+@pytest.mark.parametrize("order", [1, 2, 3])
 @kinds
 @kernels
-def test_backward_after_eval(kernel: str, kind: str) -> None:
+def test_backward_after_eval(kernel: str, kind: str, order: int) -> None:
+    """And the gradient of that gradient, and the next; a stack's dropout is off."""
     subject = Subject(kind, kernel)
+    if isinstance(subject.module, MultiLayerLSTM):
+        subject.module.dropout.p = 0.9
     subject.module.eval()
 
     def gradients(function: Callable[..., Tensor], params: Params, x: Tensor) -> Any:
         params = {name: value.clone().requires_grad_() for name, value in params.items()}
-        return torch.autograd.grad(function(params, x), list(params.values()))
+        loss = function(params, x)
+        for _ in range(order - 1):
+            slopes = torch.autograd.grad(loss, list(params.values()), create_graph=True)
+            loss = sum(slope.pow(2).sum() for slope in slopes)
+        return torch.autograd.grad(loss, list(params.values()))
 
     ran = subject.equal(gradients, subject.params, subject.x)
-    assert (ran[kernel], ran[f"{kernel}_backward"], ran["reference.scan"]) == (subject.calls, subject.calls, 0)
+    assert (ran[kernel], ran[f"{kernel}_backward"] > 0, ran["reference.scan"]) == (subject.calls, True, 0)
+    assert (ran["reference.scan_backward"] > 0) == (order > 1)
