@@ -1,7 +1,7 @@
 // One layer over time, backward: the gradients of the pre-activations, step by step from the last.
 #pragma once
 
-#include "activations.h"
+#include "cell.h"
 #include "forward.h"
 #include "tasks.h"
 #include "tile.h"
@@ -14,6 +14,7 @@ UNROLLED_INLINE Vector cotangent(const UnrolledGradient& gradient, int64_t t, in
     return load_some(gradient.data + t * gradient.time_stride + row * gradient.row_stride + at, count);
 }
 
+template <bool kPlain>
 struct BackwardStep {
     const UnrolledBackward& call;
     const float* packed;
@@ -61,28 +62,40 @@ struct BackwardStep {
         const float* gates = call.gates + at * 4 * hidden + unit;
         const Vector i = load_some(gates, count), f = load_some(gates + hidden, count);
         const Vector g = load_some(gates + 2 * hidden, count), o = load_some(gates + 3 * hidden, count);
-        const Vector one = broadcast(1.0f), tanh_c = tanh(load_some(call.c + at * hidden + unit, count));
+        const Options<kPlain> options{call.cell, hidden};
+        const Vector c = load_some(call.c + at * hidden + unit, count), squashed_c = options.squashed(c);
         const bool fresh = starts(t, row);
-        const float* c_before = fresh ? zeros : t ? call.c + (at - call.rows) * hidden : call.c0 + row * hidden;
+        const float* before = fresh ? zeros : t ? call.c + (at - call.rows) * hidden : call.c0 + row * hidden;
+        const Vector c_before = load_some(before + unit, count);
         float* carried_c = call.grad_c0 + row * hidden + unit;
 
         const Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
         Vector dc = cotangent(call.grad_c, t, row, unit, count);
         if (t + 1 < call.steps) dc = dc + load_some(carried_c, count);
-        dc = fma(dh * o, one - tanh_c * tanh_c, dc);
-        Vector di = dc * g, df = dc * load_some(c_before + unit, count), dg = dc * i, d_o = dh * tanh_c;
+        dc = fma(dh * o, options.squashed_slope(squashed_c), dc);
+        Vector d_o = dh * squashed_c;
+        if (call.grad_gates.data != nullptr) d_o = d_o + cotangent(call.grad_gates, t, row, 3 * hidden + unit, count);
+        d_o = d_o * options.gate_slope(o);
+        if (options.peephole()) dc = fma(d_o, options.peephole_at(2, unit), dc);
+        if (options.clips()) dc = options.through_clip(dc, c);
+        Vector di = dc * g, df = dc * c_before, dg = dc * i;
         if (call.grad_gates.data != nullptr) {
             di = di + cotangent(call.grad_gates, t, row, unit, count);
             df = df + cotangent(call.grad_gates, t, row, hidden + unit, count);
             dg = dg + cotangent(call.grad_gates, t, row, 2 * hidden + unit, count);
-            d_o = d_o + cotangent(call.grad_gates, t, row, 3 * hidden + unit, count);
+        }
+        di = di * options.gate_slope(i);
+        df = df * options.gate_slope(f);
+        dc = dc * f;
+        if (options.peephole()) {
+            dc = fma(di, options.peephole_at(0, unit), fma(df, options.peephole_at(1, unit), dc));
         }
         float* pre = call.grad_pre + at * 4 * hidden + unit;
-        store_some(pre, di * (i * (one - i)), count);
-        store_some(pre + hidden, df * (f * (one - f)), count);
-        store_some(pre + 2 * hidden, dg * (one - g * g), count);
-        store_some(pre + 3 * hidden, d_o * (o * (one - o)), count);
-        store_some(carried_c, fresh ? zero() : dc * f, count);
+        store_some(pre, di, count);
+        store_some(pre + hidden, df, count);
+        store_some(pre + 2 * hidden, dg * options.squashed_slope(g), count);
+        store_some(pre + 3 * hidden, d_o, count);
+        store_some(carried_c, fresh ? zero() : dc, count);
     }
 };
 
@@ -94,7 +107,8 @@ inline void clear_ended(const UnrolledBackward& call, int64_t t, int64_t row, in
     }
 }
 
-inline void backward_step(const BackwardTask& task, int64_t t, Range rows, Range blocks) {
+template <bool kPlain>
+void backward_step(const BackwardTask& task, int64_t t, Range rows, Range blocks) {
     const UnrolledBackward& call = task.call;
     const int64_t units = call.hidden < blocks.end * kBlockColumns ? call.hidden : blocks.end * kBlockColumns;
     for (int64_t chunk = rows.begin; chunk < rows.end; chunk += kRowChunk) {
@@ -109,7 +123,7 @@ inline void backward_step(const BackwardTask& task, int64_t t, Range rows, Range
         }
         for (int64_t k = blocks.begin; k < blocks.end; ++k) {
             const int64_t block = t % 2 ? blocks.end - 1 - (k - blocks.begin) : k;
-            for_each_tile(count, BackwardStep{call, task.packed, task.zeros, t, block, live});
+            for_each_tile(count, BackwardStep<kPlain>{call, task.packed, task.zeros, t, block, live});
         }
     }
 }
@@ -130,7 +144,8 @@ inline void pack_backward(const BackwardTask& task, int64_t block, int64_t gate)
     }
 }
 
-inline void backward(const void* given, int64_t phase, int64_t slot) {
+template <bool kPlain>
+void backward(const void* given, int64_t phase, int64_t slot) {
     const BackwardTask& task = *static_cast<const BackwardTask*>(given);
     const Grid& grid = task.grid;
     const int64_t blocks = blocks_of(task.call.hidden, kBlockColumns);
@@ -141,8 +156,8 @@ inline void backward(const void* given, int64_t phase, int64_t slot) {
     }
     const Range rows = part(task.call.rows, grid.row_groups, slot / grid.unit_groups);
     const Range mine = part(blocks, grid.unit_groups, slot % grid.unit_groups);
-    if (grid.unit_groups > 1) return backward_step(task, task.call.steps - phase, rows, mine);
-    for (int64_t t = task.call.steps - 1; t >= -1; --t) backward_step(task, t, rows, mine);
+    if (grid.unit_groups > 1) return backward_step<kPlain>(task, task.call.steps - phase, rows, mine);
+    for (int64_t t = task.call.steps - 1; t >= -1; --t) backward_step<kPlain>(task, t, rows, mine);
 }
 
 }  // namespace UNROLLED_ISA

@@ -82,6 +82,10 @@ const char* check_strides(const UnrolledGradient& gradient) {
     return nullptr;
 }
 
+bool is_plain(const UnrolledCell& cell) {
+    return cell.peephole == nullptr && cell.clip == 0.0f && cell.hard_gates == 0 && cell.relu == 0;
+}
+
 const char* check_elements(const UnrolledRun& run, const float* x, const float* y, int64_t count) {
     if (const char* wrong = check_run(&run)) return wrong;
     if (count < 0) return "count must not be negative";
@@ -114,6 +118,7 @@ const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call
     if (const char* wrong = check_run(run)) return wrong;
     if (call == nullptr) return "call is NULL";
     if (const char* wrong = check_sizes(call->steps, call->rows, call->hidden)) return wrong;
+    if (const char* wrong = check_cell(call->cell)) return wrong;
     if (call->steps == 0 || call->rows == 0 || call->hidden == 0) return nullptr;
     if (!call->pre || !call->w_h || !call->h0 || !call->c0 || !call->h || !call->c || !call->scratch) {
         return "pre, w_h, h0, c0, h, c and scratch must not be NULL";
@@ -126,7 +131,8 @@ const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call
     std::memset(zeros, 0, hidden * sizeof *zeros);
     task.zeros = zeros;
     const int64_t walk = task.grid.unit_groups > 1 ? call->steps : 1;
-    run_phases(kernel.forward, &task, walk + (call->packed ? 0 : 1), task.grid.slots());
+    const Share share = is_plain(call->cell) ? kernel.forward : kernel.variant_forward;
+    run_phases(share, &task, walk + (call->packed ? 0 : 1), task.grid.slots());
     return nullptr;
 }
 
@@ -137,6 +143,7 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     for (const UnrolledGradient* gradient : {&call->grad_h, &call->grad_c, &call->grad_gates}) {
         if (const char* wrong = check_strides(*gradient)) return wrong;
     }
+    if (const char* wrong = check_cell(call->cell)) return wrong;
     if (call->rows == 0 || call->hidden == 0) return nullptr;
     if (!call->w_h || !call->c0 || !call->grad_h0 || !call->grad_c0 || !call->scratch) {
         return "w_h, c0, grad_h0, grad_c0 and scratch must not be NULL";
@@ -153,7 +160,8 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     task.zeros = zeros;
     if (call->steps == 0) std::memset(call->grad_c0, 0, call->rows * hidden * sizeof *call->grad_c0);
     const int64_t walk = task.grid.unit_groups > 1 ? call->steps + 1 : 1;
-    run_phases(kernel.backward, &task, walk + 1, task.grid.slots());
+    const Share share = is_plain(call->cell) ? kernel.backward : kernel.variant_backward;
+    run_phases(share, &task, walk + 1, task.grid.slots());
     return nullptr;
 }
 

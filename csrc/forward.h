@@ -11,6 +11,7 @@ namespace UNROLLED_ISA {
 // Rows that are handled together before the next panel of weights: their list lives on the stack.
 constexpr int64_t kRowChunk = 128;
 
+template <bool kPlain>
 struct ForwardStep {
     const UnrolledForward& call;
     const float* packed;
@@ -60,7 +61,8 @@ struct ForwardStep {
         const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
         const bool kept = call.keep_c != 0;
         const float* c_before = before(call.c, call.c0, row, kept) + unit;
-        const Cell cell = next_cell(sum, load_some(c_before, count));
+        const Options<kPlain> options{call.cell, hidden};
+        const Cell cell = next_cell(sum, load_some(c_before, count), options, unit);
         if (call.gates != nullptr) {
             float* gates = call.gates + at * 4 * hidden + unit;
             store_some(gates, cell.i, count);
@@ -81,7 +83,8 @@ inline void clear_ended(const UnrolledForward& call, int64_t t, int64_t row, int
     for (int gate = 0; gate < 4; ++gate) std::memset(call.gates + (at * 4 + gate) * hidden + begin, 0, bytes);
 }
 
-inline void forward_step(const ForwardTask& task, int64_t t, Range rows, Range blocks) {
+template <bool kPlain>
+void forward_step(const ForwardTask& task, int64_t t, Range rows, Range blocks) {
     const UnrolledForward& call = task.call;
     const int64_t units = call.hidden < blocks.end * kLanes ? call.hidden : blocks.end * kLanes;
     for (int64_t chunk = rows.begin; chunk < rows.end; chunk += kRowChunk) {
@@ -99,7 +102,8 @@ inline void forward_step(const ForwardTask& task, int64_t t, Range rows, Range b
         const int64_t width = paired ? 2 : 1, groups = blocks_of(blocks.end - blocks.begin, width);
         for (int64_t k = 0; k < groups; ++k) {
             const int64_t block = blocks.begin + width * (t % 2 ? groups - 1 - k : k);
-            const ForwardStep step{call, task.packed, task.zeros, t, block, paired ? blocks.end - block : 1, live};
+            const int64_t left = paired ? blocks.end - block : 1;
+            const ForwardStep<kPlain> step{call, task.packed, task.zeros, t, block, left, live};
             for_each_tile(count, step);
         }
     }
@@ -115,7 +119,8 @@ inline void pack_forward(const ForwardTask& task, int64_t block) {
     }
 }
 
-inline void forward(const void* given, int64_t phase, int64_t slot) {
+template <bool kPlain>
+void forward(const void* given, int64_t phase, int64_t slot) {
     const ForwardTask& task = *static_cast<const ForwardTask*>(given);
     const Grid& grid = task.grid;
     const int64_t blocks = blocks_of(task.call.hidden, kLanes);
@@ -127,8 +132,8 @@ inline void forward(const void* given, int64_t phase, int64_t slot) {
         return;
     }
     const Range rows = part(task.call.rows, grid.row_groups, slot / grid.unit_groups);
-    if (grid.unit_groups > 1) return forward_step(task, phase, rows, mine);
-    for (int64_t t = 0; t < task.call.steps; ++t) forward_step(task, t, rows, mine);
+    if (grid.unit_groups > 1) return forward_step<kPlain>(task, phase, rows, mine);
+    for (int64_t t = 0; t < task.call.steps; ++t) forward_step<kPlain>(task, t, rows, mine);
 }
 
 }  // namespace UNROLLED_ISA

@@ -8,7 +8,14 @@
 
 namespace unrolled {
 
-const Kernels kAvx2{UNROLLED_ISA::kLanes, UNROLLED_ISA::forward, UNROLLED_ISA::backward, UNROLLED_ISA::product,
-                      UNROLLED_ISA::weight_gradient, UNROLLED_ISA::sigmoid_all, UNROLLED_ISA::tanh_all};
+const Kernels kAvx2{UNROLLED_ISA::kLanes,
+                    UNROLLED_ISA::forward<true>,
+                    UNROLLED_ISA::backward<true>,
+                    UNROLLED_ISA::forward<false>,
+                    UNROLLED_ISA::backward<false>,
+                    UNROLLED_ISA::product,
+                    UNROLLED_ISA::weight_gradient,
+                    UNROLLED_ISA::sigmoid_all,
+                    UNROLLED_ISA::tanh_all};
 
 }  // namespace unrolled

@@ -184,6 +184,12 @@ struct FloatFormat {
     }
 };
 
+UNROLLED_INLINE Cell step_cell(const UnrolledStep& call, int64_t layer, const Vector* sum, Vector c_before,
+                               int64_t unit) {
+    if (call.cells == nullptr) return next_cell(sum, c_before, Options<true>{kPlainCell, call.hidden}, unit);
+    return next_variant(sum, c_before, {call.cells[layer], call.hidden}, unit);
+}
+
 // A layer: sums start from the bias, or from the table's row, and end in the cell.
 struct LayerTarget {
     const UnrolledStep& call;
@@ -198,7 +204,7 @@ struct LayerTarget {
     UNROLLED_INLINE void finish(int64_t row, int64_t block, const Vector* sum) const {
         const int64_t unit = block * kLanes, count = call.hidden - unit;
         const int64_t at = (layer * call.rows + row) * call.hidden + unit;
-        const Cell cell = next_cell(sum, load_some(call.c + at, count));
+        const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), unit);
         store_some(call.c + at, cell.c, count);
         store_some(call.h_after + at, cell.h, count);
     }

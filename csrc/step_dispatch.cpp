@@ -129,6 +129,9 @@ const char* check_step(const UnrolledStep& step, int64_t steps) {
     if (step.rows > 0 && step.layers > kMostStates / step.rows / step.hidden) {
         return "layers x rows x hidden is beyond 2^40";
     }
+    for (int64_t layer = 0; layer < step.layers && step.cells != nullptr; ++layer) {
+        if (const char* wrong = check_cell(step.cells[layer])) return wrong;
+    }
     if (step.rows == 0 || steps == 0) return nullptr;
     if (steps > kMostStates / step.rows) return "rows x steps is beyond 2^40";
     if (step.packed_projection && step.output > 0 && !step.out) return "out must not be NULL beside a projection";

@@ -64,7 +64,7 @@ struct RecurrentTarget {
         const UnrolledStep& call = chunk.task.call;
         const int64_t unit = block * kLanes, count = call.hidden - unit;
         const int64_t at = (layer * call.rows + chunk.rows.begin + row) * call.hidden + unit;
-        const Cell cell = next_cell(sum, load_some(call.c + at, count));
+        const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), unit);
         store_some(call.c + at, cell.c, count);
         store_some(chunk.h + (step * chunk.batch() + row) * call.hidden + unit, cell.h, count);
         if (step + 1 == chunk.steps) store_some(call.h_after + at, cell.h, count);

@@ -15,6 +15,11 @@ struct Grid {
     int64_t slots() const { return row_groups * unit_groups; }
 };
 
+// NULL, or what is wrong with a cell's options; written so that NaN is no bound.
+inline const char* check_cell(const UnrolledCell& cell) {
+    return cell.clip >= 0.0f ? nullptr : "the bound of c must be positive, or 0 for none";
+}
+
 struct ForwardTask {
     UnrolledForward call;
     Grid grid;
@@ -46,7 +51,7 @@ struct WeightGradientTask {
 
 struct Kernels {
     int64_t lanes;
-    Share forward, backward, product, weight_gradient;
+    Share forward, backward, variant_forward, variant_backward, product, weight_gradient;
     void (*sigmoid)(const float* x, float* y, int64_t count);
     void (*tanh)(const float* x, float* y, int64_t count);
 };

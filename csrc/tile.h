@@ -1,6 +1,7 @@
 // The product at the heart of every kernel: some rows times packed panels, all sums in registers.
 #pragma once
 
+#include "threads.h"
 #include "vector.h"
 
 namespace unrolled {

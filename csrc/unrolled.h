@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define UNROLLED_ABI_VERSION 3
+#define UNROLLED_ABI_VERSION 4
 
 /* How to run a call: the name of an instruction set ("baseline", "avx2", "avx512", NULL for the best), and how many
  * threads at most, 1 or more. */
@@ -31,6 +31,14 @@ typedef struct {
     const float* data;
     int64_t time_stride, row_stride;
 } UnrolledGradient;
+
+/* What makes a cell other than the plain one, which is all zeros. c is clipped before the output gate sees it. */
+typedef struct {
+    const float* peephole; /* [3, H]: what i and f take of c before the step, and o of c after it; NULL for none */
+    float clip;            /* c is kept within -clip..clip; 0 for no bounds */
+    int32_t hard_gates;    /* 1: i, f and o are x / 6 + 1 / 2 within 0..1, and no sigmoid */
+    int32_t relu;          /* 1: max(x, 0) in the place of tanh, for g and for c */
+} UnrolledCell;
 
 typedef struct {
     int64_t steps, rows, hidden;
@@ -47,6 +55,7 @@ typedef struct {
     int64_t scratch_floats;
     int32_t keep_c;
     int32_t packed; /* 1: scratch is that of an earlier call with the same w_h, hidden and instruction set */
+    UnrolledCell cell;
 } UnrolledForward;
 
 typedef struct {
@@ -63,6 +72,7 @@ typedef struct {
     float* grad_c0;         /* [B, H] */
     float* scratch;
     int64_t scratch_floats;
+    UnrolledCell cell;
 } UnrolledBackward;
 
 /* out [rows, columns] = bias + x [rows, depth] w [depth, columns]; every sum in the order of depth, from bias on. */

@@ -36,6 +36,7 @@ typedef struct {
                               top layer's h, or NULL */
     void* scratch;
     int64_t scratch_bytes;
+    const UnrolledCell* cells; /* [layers], or NULL where all are plain */
 } UnrolledStep;
 
 /* Bytes of `packed`; -1 for sizes that cannot be packed. The first layer takes input 0 where ids come in. */

@@ -15,8 +15,10 @@
 
 #if defined(_MSC_VER)
 #define UNROLLED_INLINE __forceinline
+#define UNROLLED_NOINLINE __declspec(noinline)
 #else
 #define UNROLLED_INLINE inline __attribute__((always_inline))
+#define UNROLLED_NOINLINE __attribute__((noinline))
 #endif
 
 namespace unrolled {

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from unrolled.recurrence import scan
+from unrolled.recurrence import Cell, scan
 
 FLOATS = ("x", "w_x", "w_h", "bias", "h0", "c0")
 OUTPUTS = ("h", "c", "gates")
@@ -23,6 +23,7 @@ class Case:
     ids: Tensor | None = None
     resets: Tensor | None = None
     lengths: Tensor | None = None
+    cell: Cell = Cell()  # noqa: RUF009 (a tuple)
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,13 @@ class Shape:
     masks: tuple[str, ...] = field(default=())
     # The width of h where it is projected; 0: it is not.
     proj: int = 0
+    # Options of the cell: "peephole", "clip", "hard gates", "relu".
+    cell: tuple[str, ...] = field(default=())
 
     @property
     def name(self) -> str:
         projected = [f"to {self.proj}"] if self.proj else []
-        return "-".join([f"{self.rows}x{self.steps}x{self.width}x{self.hidden}", *projected, *self.masks])
+        return "-".join([f"{self.rows}x{self.steps}x{self.width}x{self.hidden}", *projected, *self.cell, *self.masks])
 
 
 SHAPES = (
@@ -79,6 +82,24 @@ PROJECTED = (
     Shape(3, 0, 3, 5, ("resets", "lengths"), proj=2),
 )
 
+CELLS = (("peephole",), ("clip",), ("hard gates",), ("relu",), ("peephole", "clip", "hard gates", "relu"))
+# Each option alone, and all of them.
+VARIANTS = tuple(
+    shape
+    for cell in CELLS
+    for shape in (
+        Shape(1, 1, 1, 1, cell=cell),
+        Shape(3, 17, 5, 7, cell=cell),
+        Shape(17, 12, 31, 65, cell=cell),
+        # Sums of at most 64 terms: an h that is never negative, as with relu, makes one chain of 128 the worse one.
+        Shape(33, 19, 8, 64, cell=cell),
+        Shape(3, 0, 3, 5, ("resets", "lengths"), cell=cell),
+        Shape(0, 4, 3, 5, cell=cell),
+        Shape(6, 23, 3, 9, ("resets",), cell=cell),
+        Shape(6, 23, 11, 9, ("ids", "resets", "lengths"), cell=cell),
+    )
+)
+
 
 def make(shape: Shape, seed: int = 0) -> Case:
     generator = torch.Generator().manual_seed(seed)
@@ -97,6 +118,11 @@ def make(shape: Shape, seed: int = 0) -> Case:
     }
     if shape.proj:
         floats["w_hr"] = normal(hidden, shape.proj, scale=hidden**-0.5)
+    if "peephole" in shape.cell:
+        floats["peephole"] = normal(3, hidden, scale=0.7)
+    # Of c, about one in five reaches this bound.
+    clip = 0.75 if "clip" in shape.cell else 0.0
+    cell = Cell(clip=clip, hard_gates="hard gates" in shape.cell, relu="relu" in shape.cell)
     ids = None
     if "ids" in shape.masks:
         ids = torch.randint(width, (rows, steps), generator=generator)
@@ -117,7 +143,7 @@ def make(shape: Shape, seed: int = 0) -> Case:
         "c": normal(rows, steps, hidden),
         "gates": normal(rows, steps, 4, hidden),
     }
-    return Case(shape.name, floats, cotangents, ids, resets, lengths)
+    return Case(shape.name, floats, cotangents, ids, resets, lengths, cell)
 
 
 def run(
@@ -128,7 +154,9 @@ def run(
     arguments = dict(floats)
     x = arguments.pop("x", case.ids)
     assert x is not None
-    scanned = scan(x, **arguments, resets=case.resets, lengths=case.lengths, backend=backend, strict=strict)
+    cell = case.cell._replace(peephole=arguments.pop("peephole", None))
+    masks = {"resets": case.resets, "lengths": case.lengths}
+    scanned = scan(x, **arguments, **masks, cell=cell, backend=backend, strict=strict)
     results = {name: getattr(scanned, name) for name in OUTPUTS}
     loss = sum((results[name] * case.cotangents[name].to(dtype)).sum() for name in outputs)
     grads = torch.autograd.grad(loss, list(floats.values()), allow_unused=True)

@@ -49,6 +49,16 @@ inline Near tanh(Near x) {
     return through([](double v) { return std::tanh(v); }, x);
 }
 
+// What the kernels have in the place of sigmoid and of tanh on request.
+inline Near kept_within(double low, double high, Near x) {
+    return {std::min(high, std::max(low, x.value)), x.error};
+}
+inline Near hard_sigmoid(Near x) {
+    const Near sixth{1.0 / 6.0, kRounding / 6.0};
+    return kept_within(0.0, 1.0, x * sixth + exact(0.5f));
+}
+inline Near relu(Near x) { return {std::max(0.0, x.value), x.error}; }
+
 // A sum of `terms` products, whose magnitudes add up to `size`: each is rounded once, and takes part in at most as many
 // additions as there are terms, and one.
 inline Near summed(Near start, double sum, double size, int64_t terms) {

@@ -112,6 +112,27 @@ void run_size(Sizes sizes, bool all_layouts, int64_t& turn) {
     }
 }
 
+// Every option alone and all of them, at sizes with whole and with partial vectors.
+void run_options(int64_t& turn) {
+    for (const Options& options : kOptions) {
+        for (const Sizes& sizes : {Sizes{3, 4, 5}, Sizes{5, 9, 16}, Sizes{2, 3, 33}, Sizes{3, 13, 130}, Sizes{0, 2, 5}}) {
+            for (const Masks masks : {Masks::none, Masks::both}) {
+                Random random(static_cast<uint64_t>(turn));
+                const Sequence sequence(sizes, masks, random, options);
+                for (const std::string& set : instruction_sets()) {
+                    about(words(set.c_str(), {{"options", &options - kOptions},
+                                              {"hidden", sizes.hidden},
+                                              {"masks", static_cast<int64_t>(masks)}}));
+                    const int64_t at = turn % 64;
+                    run_case(set.c_str(), sequence, turn,
+                             {kLayouts[at % 4], kLayouts[at / 4 % 4], kLayouts[at / 16]}, static_cast<uint64_t>(turn));
+                    ++turn;
+                }
+            }
+        }
+    }
+}
+
 void run_extremes(int64_t& turn) {
     for (int64_t hidden : {5, 33}) {
         Random random(static_cast<uint64_t>(hidden));
@@ -143,6 +164,7 @@ void run_recurrence() {
     run_size({2, 130, 130}, false, turn);
     run_size({2, 9, 260}, false, turn);
     for (const Sizes& sizes : {Sizes{1, 1, 1}, Sizes{3, 3, 6}, Sizes{2, 5, 17}}) run_size(sizes, true, turn);
+    run_options(turn);
     run_extremes(turn);
 }
 

@@ -1,4 +1,6 @@
 // Every sentence with which the recurrence and the products refuse a call, and that nothing has been written then.
+#include <cmath>
+
 #include "sequence.h"
 #include "stages.h"
 #include "trial.h"
@@ -32,6 +34,9 @@ void refuse_forward() {
     trial.refuse_null(kNull, {&F::pre, &F::w_h, &F::h0, &F::c0});
     trial.refuse_null(kNull, {&F::h, &F::c, &F::scratch});
     trial.refuse_values("scratch is too small", &F::scratch_floats, {run.call.scratch_floats - 1, int64_t{0}, -kHuge});
+    for (const float clip : {-1.0f, std::nanf("")}) {
+        trial.refuse("the bound of c must be positive, or 0 for none", [&](F& call) { call.cell.clip = clip; });
+    }
     about("nothing to do");
     for (int64_t F::*size : {&F::steps, &F::rows, &F::hidden}) {
         F call{};
@@ -55,6 +60,9 @@ void refuse_backward() {
     const Trial<UnrolledBackward> trial(unrolled_backward, run.call, check);
     refuse_sequence_sizes(trial);
     using B = UnrolledBackward;
+    for (const float clip : {-1.0f, std::nanf("")}) {
+        trial.refuse("the bound of c must be positive, or 0 for none", [&](B& call) { call.cell.clip = clip; });
+    }
     for (UnrolledGradient B::*gradient : {&B::grad_h, &B::grad_c, &B::grad_gates}) {
         for (int64_t UnrolledGradient::*stride : {&UnrolledGradient::time_stride, &UnrolledGradient::row_stride}) {
             trial.refuse("a cotangent's strides must not be negative", [&](B& call) { call.*gradient.*stride = -1; });

@@ -48,14 +48,21 @@ void check_cells(const Sequence& sequence, const Forward& run, int64_t at, const
             const int64_t j = gate * hidden + unit;
             return summed(exact(pre[j]), sum.data()[j], size.data()[j], hidden);
         };
-        const Near i = sigmoid(sum_of(0)), f = sigmoid(sum_of(1)), g = tanh(sum_of(2)), o = sigmoid(sum_of(3));
-        const Near c = f * exact(c_before != nullptr ? c_before[unit] : 0.0f) + i * g;
+        const bool peephole = sequence.options.peephole;
+        const Near before = exact(c_before != nullptr ? c_before[unit] : 0.0f);
+        const auto looks = [&](int64_t which, Near at_c) { return exact(sequence.peephole_at(which, unit)) * at_c; };
+        const Near i = sequence.gate(peephole ? sum_of(0) + looks(0, before) : sum_of(0));
+        const Near f = sequence.gate(peephole ? sum_of(1) + looks(1, before) : sum_of(1));
+        const Near g = sequence.squashed(sum_of(2));
+        Near c = f * before + i * g;
+        if (sequence.options.clip > 0.0f) c = kept_within(-sequence.options.clip, sequence.options.clip, c);
+        const Near o = sequence.gate(peephole ? sum_of(3) + looks(2, c) : sum_of(3));
         check_near("i", at * width + unit, gates[unit], i);
         check_near("f", at * width + unit, gates[hidden + unit], f);
         check_near("g", at * width + unit, gates[2 * hidden + unit], g);
         check_near("o", at * width + unit, gates[3 * hidden + unit], o);
         check_near("c", at * hidden + unit, run.c.data()[at * hidden + unit], c);
-        check_near("h", at * hidden + unit, run.h.data()[at * hidden + unit], o * tanh(c));
+        check_near("h", at * hidden + unit, run.h.data()[at * hidden + unit], o * sequence.squashed(c));
     }
 }
 
@@ -84,31 +91,44 @@ void check_cell_gradients(const Sequence& sequence, const Cotangents& given, con
     const bool fresh = starts(sequence, step, row);
     const auto of_gate = [&](int64_t gate) { return exact(given.gates(step, row, gate * hidden + which.unit)); };
     const auto gate = [&](int64_t k) { return exact(run.call.gates[pre + k * hidden]); };
-    const Near one = exact(1.0f), none = exact(0.0f), i = gate(0), f = gate(1), g = gate(2), o = gate(3);
-    const Near tanh_c = tanh(exact(run.call.c[state]));
+    const auto slope = [&](int64_t k) { return sequence.gate_slope(run.call.gates[pre + k * hidden]); };
+    const Near none = exact(0.0f), i = gate(0), f = gate(1), g = gate(2), o = gate(3);
+    const float c_now = run.call.c[state];
+    const Near squashed_c = sequence.squashed(exact(c_now));
+    const Near slope_c = sequence.options.relu ? sequence.squashed_slope(c_now)
+                                               : exact(1.0f) - squashed_c * squashed_c;
     const float* before = step > 0 ? run.call.c + state - rows * hidden : run.call.c0 + row * hidden + which.unit;
     const Near c_before = fresh ? none : exact(*before);
 
     const Near dh = dh_later + exact(given.h(step, row, which.unit));
-    dc = dh * o * (one - tanh_c * tanh_c) + (exact(given.c(step, row, which.unit)) + dc);
-    const Near di = dc * g + of_gate(0), df = dc * c_before + of_gate(1);
-    const Near dg = dc * i + of_gate(2), d_o = dh * tanh_c + of_gate(3);
+    const bool peephole = sequence.options.peephole;
+    const auto looks = [&](int64_t k) { return exact(sequence.peephole_at(k, which.unit)); };
+    dc = dh * o * slope_c + (exact(given.c(step, row, which.unit)) + dc);
+    const Near dpre_o = (dh * squashed_c + of_gate(3)) * slope(3);
+    if (peephole) dc = dc + dpre_o * looks(2);
+    if (sequence.options.clip > 0.0f && std::fabs(c_now) >= sequence.options.clip) dc = none;
+    const Near dpre_i = (dc * g + of_gate(0)) * slope(0), dpre_f = (dc * c_before + of_gate(1)) * slope(1);
+    const Near dpre_g = (dc * i + of_gate(2)) * sequence.squashed_slope(run.call.gates[pre + 2 * hidden]);
     const float* grad_pre = run.grad_pre.data();
-    check_near("grad_pre of i", pre, grad_pre[pre], di * (i * (one - i)));
-    check_near("grad_pre of f", pre, grad_pre[pre + hidden], df * (f * (one - f)));
-    check_near("grad_pre of g", pre, grad_pre[pre + 2 * hidden], dg * (one - g * g));
-    check_near("grad_pre of o", pre, grad_pre[pre + 3 * hidden], d_o * (o * (one - o)));
-    dc = fresh ? none : dc * f;
+    check_near("grad_pre of i", pre, grad_pre[pre], dpre_i);
+    check_near("grad_pre of f", pre, grad_pre[pre + hidden], dpre_f);
+    check_near("grad_pre of g", pre, grad_pre[pre + 2 * hidden], dpre_g);
+    check_near("grad_pre of o", pre, grad_pre[pre + 3 * hidden], dpre_o);
+    dc = dc * f;
+    if (peephole) dc = dc + dpre_i * looks(0) + dpre_f * looks(1);
+    if (fresh) dc = none;
 }
 
 }  // namespace
 
-Sequence::Sequence(Sizes given, Masks masks, Random& random)
-    : sizes(given),
+Sequence::Sequence(Sizes given, Masks masks, Random& random, Options chosen)
+    : options(chosen),
+      sizes(given),
       pre(random.floats(4 * given.states(), 2.5f)),
       w_h(random.floats(4 * given.hidden * given.hidden, 2.0f / std::sqrt(1.0f + static_cast<float>(given.hidden)))),
       h0(random.floats(given.rows * given.hidden, 1.0f)),
-      c0(random.floats(given.rows * given.hidden, 2.0f)) {
+      c0(random.floats(given.rows * given.hidden, 2.0f)),
+      peephole(random.floats(chosen.peephole ? 3 * given.hidden : 0, 1.0f)) {
     const bool some_reset = masks == Masks::resets || masks == Masks::both;
     const bool some_ended = masks == Masks::lengths || masks == Masks::both;
     for (int64_t k = 0; k < sizes.steps * sizes.rows && (some_reset || masks == Masks::all_reset); ++k) {
@@ -118,6 +138,20 @@ Sequence::Sequence(Sizes given, Masks masks, Random& random)
     for (int64_t row = 0; row < sizes.rows && (some_ended || masks == Masks::all_ended); ++row) {
         lengths.push_back(masks == Masks::all_ended ? -random.below(2) : random.below(sizes.steps + 4) - 1);
     }
+}
+
+UnrolledCell Sequence::cell(const Buffer<float>& copy) const {
+    return {pointer_unless_empty(copy), options.clip, options.hard_gates ? 1 : 0, options.relu ? 1 : 0};
+}
+
+Near Sequence::gate_slope(float y) const {
+    if (!options.hard_gates) return exact(y) * (exact(1.0f) - exact(y));
+    return y > 0.0f && y < 1.0f ? Near{1.0 / 6.0, kRounding / 6.0} : exact(0.0f);
+}
+
+Near Sequence::squashed_slope(float y) const {
+    if (options.relu) return exact(y > 0.0f ? 1.0f : 0.0f);
+    return exact(1.0f) - exact(y) * exact(y);
 }
 
 void add_extremes(Sequence& sequence, Random& random) {
@@ -146,6 +180,7 @@ Forward::Forward(const Sequence& sequence, Stored stored, Place place)
       w_h_(sequence.w_h, place),
       h0_(sequence.h0, place),
       c0_(sequence.c0, place),
+      peephole_(sequence.peephole, place),
       resets_(sequence.resets, place),
       lengths_(sequence.lengths, place),
       scratch_(unrolled_forward_scratch(sequence.sizes.hidden), place) {
@@ -164,6 +199,7 @@ Forward::Forward(const Sequence& sequence, Stored stored, Place place)
     call.scratch = scratch_.data();
     call.scratch_floats = scratch_.count();
     call.keep_c = stored.every_c ? 1 : 0;
+    call.cell = sequence.cell(peephole_);
 }
 
 void check_forward(const Sequence& sequence, const Forward& run) {
@@ -221,6 +257,7 @@ Backward::Backward(const Sequence& sequence, const Floats& c, const Floats& gate
       c_(c, place),
       gates_(gates, place),
       c0_(sequence.c0, place),
+      peephole_(sequence.peephole, place),
       resets_(sequence.resets, place),
       lengths_(sequence.lengths, place),
       scratch_(unrolled_backward_scratch(sequence.sizes.hidden), place) {
@@ -239,6 +276,7 @@ Backward::Backward(const Sequence& sequence, const Floats& c, const Floats& gate
     call.grad_pre = grad_pre.data();
     call.grad_h0 = grad_h0.data();
     call.grad_c0 = grad_c0.data();
+    call.cell = sequence.cell(peephole_);
     call.scratch = scratch_.data();
     call.scratch_floats = scratch_.count();
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "buffers.h"
+#include "near.h"
 #include "unrolled.h"
 
 namespace driver {
@@ -16,11 +17,32 @@ enum class Masks { none, resets, lengths, both, all_reset, all_ended };
 constexpr Masks kMasks[] = {Masks::none, Masks::resets,    Masks::lengths,
                             Masks::both, Masks::all_reset, Masks::all_ended};
 
+// What is not as in the plain cell.
+struct Options {
+    bool peephole, hard_gates, relu;
+    float clip;  // 0 for none
+};
+constexpr Options kPlain{false, false, false, 0.0f};
+constexpr Options kOptions[] = {{true, false, false, 0.0f}, {false, true, false, 0.0f}, {false, false, true, 0.0f},
+                                {false, false, false, 0.75f}, {true, true, true, 0.75f}};
+
 struct Sequence {
-    Sequence(Sizes given, Masks masks, Random& random);
+    Sequence(Sizes given, Masks masks, Random& random, Options options = kPlain);
+
+    // With the addresses of a copy of the peephole.
+    UnrolledCell cell(const Buffer<float>& copy) const;
+    // The cell's functions, and their slopes from what they returned.
+    Near gate(Near x) const { return options.hard_gates ? hard_sigmoid(x) : sigmoid(x); }
+    Near squashed(Near x) const { return options.relu ? relu(x) : tanh(x); }
+    Near gate_slope(float y) const;
+    Near squashed_slope(float y) const;
+    float peephole_at(int64_t which, int64_t unit) const { return peephole.data()[which * sizes.hidden + unit]; }
+
+    Options options;
 
     Sizes sizes;
     Floats pre, w_h, h0, c0;
+    Floats peephole;               // empty for none
     std::vector<uint8_t> resets;   // empty for none
     std::vector<int64_t> lengths;  // empty for none
 };
@@ -40,7 +62,7 @@ class Forward {
     Buffer<float> h, c, gates;
 
    private:
-    Buffer<float> pre_, w_h_, h0_, c0_;
+    Buffer<float> pre_, w_h_, h0_, c0_, peephole_;
     Buffer<uint8_t> resets_;
     Buffer<int64_t> lengths_;
     Buffer<float> scratch_;
@@ -80,7 +102,7 @@ class Backward {
     Buffer<float> grad_pre, grad_h0, grad_c0;
 
    private:
-    Buffer<float> grad_h_, grad_c_, grad_gates_, w_h_, c_, gates_, c0_;
+    Buffer<float> grad_h_, grad_c_, grad_gates_, w_h_, c_, gates_, c0_, peephole_;
     Buffer<uint8_t> resets_;
     Buffer<int64_t> lengths_;
     Buffer<float> scratch_;

@@ -167,8 +167,14 @@ Stack::Stack(const StackCase& given, Random& random) : sizes(given) {
     x = random.floats(given.rows * given.input, 2.0f);
     h = random.floats(given.layers * given.rows * given.hidden, 1.25f);
     c = random.floats(given.layers * given.rows * given.hidden, 2.0f);
+    peephole = random.floats(given.layers * 3 * given.hidden, 1.0f);
     for (int64_t row = 0; row < given.rows && given.vocabulary > 0; ++row)
         ids.push_back(random.below(given.vocabulary));
+}
+
+UnrolledCell Stack::cell(int64_t layer) const {
+    if (!cells) return {};
+    return {peephole.data() + layer * 3 * sizes.hidden, 0.75f, layer % 2 == 0 ? 1 : 0, 0};
 }
 
 PackedStack::PackedStack(const UnrolledRun& run, int32_t weights, const Stack& stack, Place place)
@@ -218,6 +224,8 @@ StepResult PackedStack::take(const UnrolledRun& run, const StepsCase& given, Pla
     if (states > 0) std::memcpy(before, given.h.data(), given.h.size() * sizeof(float));
     std::vector<const void*> packed;
     for (const auto& layer : layers_) packed.push_back(layer->data());
+    std::vector<UnrolledCell> own;
+    for (int64_t layer = 0; layer < sizes.layers; ++layer) own.push_back(stack_.cell(layer));
     const UnrolledStep step{sizes.layers,
                             sizes.rows,
                             sizes.input,
@@ -235,7 +243,8 @@ StepResult PackedStack::take(const UnrolledRun& run, const StepsCase& given, Pla
                             c.data(),
                             data_or_null(out) ? out.data() : nullptr,
                             scratch.data(),
-                            bytes};
+                            bytes,
+                            stack_.cells ? own.data() : nullptr};
     accepted(several ? unrolled_steps(&run, &step, given.steps) : unrolled_step(&run, &step));
     if (states > 0) check_same("h_before", before, given.h);
     return {Floats(after, after + states), c.values(), out.values()};
@@ -318,7 +327,8 @@ StepResult by_sequence_kernels(const UnrolledRun& run, const Stack& stack, const
                                    scratch.data(),
                                    scratch.count(),
                                    1,
-                                   0};
+                                   0,
+                                   stack.cell(layer)};
         accepted(unrolled_forward(&run, &call));
     }
     const float* top = result.h.data() + (stack.sizes.layers - 1) * state;

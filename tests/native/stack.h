@@ -23,9 +23,12 @@ struct LayerWeights {
 struct Stack {
     Stack(const StackCase& given, Random& random);
 
+    UnrolledCell cell(int64_t layer) const;
+
     StackCase sizes;
     std::vector<LayerWeights> layers;
-    Floats projection, projection_bias, table, x, h, c;
+    Floats projection, projection_bias, table, x, h, c, peephole;
+    bool cells = false;  // whether the layers have peepholes and bounds of c, and every other one hard gates
     std::vector<int64_t> ids;
 };
 

@@ -137,7 +137,8 @@ struct StepMemory {
                 c.data(),
                 out.data(),
                 scratch.data(),
-                scratch.count()};
+                scratch.count(),
+                nullptr};
     }
 
     UnrolledStep step_by_id() {
@@ -168,6 +169,8 @@ void refuse_step(StepMemory& memory, const Trial<S>& trial) {
     trial.refuse_null("h_before, h_after and c must not be NULL", {&S::h_after, &S::c});
     trial.refuse("h_after must be apart from h_before", [](S& step) { step.h_before = step.h_after; });
     trial.refuse_null("x must not be NULL where input is above 0", {&S::x});
+    const UnrolledCell unbounded{nullptr, -1.0f, 0, 0};
+    trial.refuse("the bound of c must be positive, or 0 for none", [&](S& step) { step.cells = &unbounded; });
     trial.refuse_null("packed must not be NULL", {&S::packed});
     const void* none = nullptr;
     trial.refuse("packed must not be NULL", [&](S& step) { step.packed = &none; });

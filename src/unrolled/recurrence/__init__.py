@@ -14,12 +14,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from . import cpu, portable, products, reference
+from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
 from .precision import full_precision
 from .ranges import checked_range
 
 __all__ = [
     "BackendUnavailable",
+    "Cell",
     "Choice",
     "Scanned",
     "backends",
@@ -58,6 +60,7 @@ def scan(
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
     w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
@@ -66,7 +69,8 @@ def scan(
 
     `w_x` [I, 4, H], `w_h` [H, 4, H], `bias` [4, H]; `h0`, `c0` [B, H]; `resets` bool [B, T]; `lengths` integers [B].
     With `w_hr` [H, P], h is projected in every step: h [B, T, P], `w_h` [P, 4, H], `h0` [B, P]. `clean` says of a float
-    x that it is 0 behind each row's end, and of int64 lengths that they are in range, as those of a layer below.
+    x that it is 0 behind each row's end, and of int64 lengths that they are in range, as those of a layer below. `cell`
+    has a notation of its own.
 
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
@@ -77,13 +81,13 @@ def scan(
     if chosen == "reference":
         pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype)
         with full_precision(w_h):
-            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr)
+            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell)
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype, native=chosen == "cpu", strict=strict)
         if chosen == "cpu":
-            h, c, gates = cpu.scan(pre, w_h, h0, c0, resets, lengths)
+            h, c, gates = cpu.scan(pre, w_h, h0, c0, resets, lengths, *cell)
         else:
-            h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths, w_hr)
+            h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths, w_hr, *cell)
     followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     edge = get_gradient_edge(pre) if followed else None
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), edge)
@@ -100,6 +104,7 @@ def states(
     resets: Tensor | None = None,
     lengths: Tensor | None = None,
     w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
@@ -107,11 +112,11 @@ def states(
     """h and c of `scan`: without gradients the native kernel then stores nothing else."""
     call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
     if torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type) or choose(backend, call) != "cpu":
-        options: dict[str, Any] = {"backend": backend, "strict": strict, "clean": clean}
+        options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean}
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
     x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
-    h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict)
+    h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict, cell)
     return h.transpose(0, 1), c.transpose(0, 1)
 
 
@@ -150,6 +155,7 @@ def total_gradients(
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dL/dh_t, as h lies, dL/dc_t [B, T, H] and dL/dpre_t [B, T, 4, H], later steps included.
 
@@ -166,6 +172,7 @@ def total_gradients(
             None if resets is None else resets.t(),
             lengths,
             w_hr,
+            cell,
         )
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
 

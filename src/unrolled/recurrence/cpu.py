@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import kernels, products, seam
+from .cell import PLAIN, Cell
 
 # Bytes of pre-activations that are made, and used up, at a time: they stay in the cache.
 _CHUNK_BYTES = 2 * 2**20
@@ -20,18 +21,25 @@ _CHUNK_BYTES = 2 * 2**20
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _LIBRARY.define(
     "states(Tensor x, Tensor w_x, Tensor w_h, Tensor bias, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths, "
-    "bool strict) -> (Tensor, Tensor)"
+    f"bool strict, {seam.CELL}) -> (Tensor, Tensor)"
 )
-_ROWS_IN, _ROWS_OUT = (0, None, None, None, 0, 0, 1, 0), (1, 1)
+# `strict` and the cell behind the tensors are for all rows.
+_ROWS_IN, _ROWS_OUT = (0, None, None, None, 0, 0, 1, 0, *(None,) * (1 + len(PLAIN))), (1, 1)
 
 
 def forward(
-    pre: Tensor, w_h: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+    pre: Tensor,
+    w_h: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = pre.shape
     h, c = kernels.empty((steps, rows, hidden)), kernels.empty((steps, rows, hidden))
     gates = kernels.empty((steps, rows, 4, hidden))
-    kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates))
+    kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), cell=Cell(*options))
     return h, c, gates
 
 
@@ -45,8 +53,10 @@ def backward(
     c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    return kernels.backward((grad_h, grad_c, grad_gates), w_h, c, gates, c0, (resets, lengths))
+    grads = (grad_h, grad_c, grad_gates)
+    return kernels.backward(grads, w_h, c, gates, c0, (resets, lengths), cell=Cell(*options))
 
 
 scan = seam.operator("cpu", forward, backward, products.weight_gradient)
@@ -62,12 +72,13 @@ def states(
     resets: Tensor | None,
     lengths: Tensor | None,
     strict: bool,
+    cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """h and c of every step, [T, B, H] each, without derivatives: pre-activations live for some steps, gates for none.
 
     `x` [B, T, I] or ids [B, T], both with their values checked; the other arguments as in `scan`.
     """
-    h, c = torch.ops.unrolled.states(x, w_x, w_h, bias, h0, c0, resets, lengths, strict)
+    h, c = torch.ops.unrolled.states(x, w_x, w_h, bias, h0, c0, resets, lengths, strict, *cell)
     return h, c
 
 
@@ -81,10 +92,12 @@ def _states(
     resets: Tensor | None,
     lengths: Tensor | None,
     strict: bool,
+    *options: Any,
 ) -> tuple[Tensor, Tensor]:
     rows, steps = x.shape[:2]
     hidden = w_h.shape[0]
     h, c = kernels.empty((steps, rows, hidden)), kernels.empty((steps, rows, hidden))
+    cell = Cell(*options)
     chunk = max(1, min(steps, _CHUNK_BYTES // max(1, 16 * rows * hidden)))
     pre = kernels.kept("pre", chunk * rows * 4 * hidden)[: chunk * rows * 4 * hidden].view(chunk, rows, 4, hidden)
     inputs, scratch = products.Inputs(w_x, bias, strict=strict), None
@@ -98,6 +111,7 @@ def _states(
             (h[start - 1], c[start - 1]) if start else (h0, c0),
             (None if resets is None else resets[start:stop], None if lengths is None else lengths - start),
             (h[start:stop], c[start:stop], None),
+            cell=cell,
             scratch=scratch,
         )
     return h, c
@@ -109,12 +123,7 @@ def _like_states(x: Tensor, w_x: Tensor, w_h: Tensor, *others: Any) -> tuple[Ten
 
 
 def _map_states(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:
-    *tensors, strict = args
-
-    def run(*given: Any) -> Any:
-        return torch.ops.unrolled.states(*given, strict)
-
-    return seam.map_rows(run, _ROWS_IN, _ROWS_OUT, info.batch_size, in_dims[:-1], tensors)
+    return seam.map_rows(torch.ops.unrolled.states, _ROWS_IN, _ROWS_OUT, info.batch_size, in_dims, args)
 
 
 _LIBRARY.impl("states", _states, "CompositeExplicitAutograd")

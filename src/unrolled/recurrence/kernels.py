@@ -10,13 +10,14 @@ import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import c_char_p, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from . import native
+from .cell import PLAIN, Cell
 from .memory import LIMIT, Pool
 
 # Scratch up to this size stays with its thread from call to call: fresh memory costs more than what is done in it.
@@ -35,6 +36,15 @@ def _pointers(*names: str) -> list[tuple[str, type]]:
     return [(name, c_void_p) for name in names]
 
 
+class _Cell(ctypes.Structure):
+    _fields_ = [
+        ("peephole", c_void_p),
+        ("clip", c_float),
+        ("hard_gates", c_int32),
+        ("relu", c_int32),
+    ]
+
+
 class _Forward(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("steps", "rows", "hidden")),
@@ -42,6 +52,7 @@ class _Forward(ctypes.Structure):
         ("scratch_floats", c_int64),
         ("keep_c", c_int32),
         ("packed", c_int32),
+        ("cell", _Cell),
     ]
 
 
@@ -51,6 +62,7 @@ class _Backward(ctypes.Structure):
         *((name, _Gradient) for name in ("grad_h", "grad_c", "grad_gates")),
         *_pointers("w_h", "c", "gates", "c0", "resets", "lengths", "grad_pre", "grad_h0", "grad_c0", "scratch"),
         ("scratch_floats", c_int64),
+        ("cell", _Cell),
     ]
 
 
@@ -109,6 +121,7 @@ def forward(
     masks: tuple[Tensor | None, Tensor | None],
     out: tuple[Tensor, Tensor, Tensor | None],
     *,
+    cell: Cell = PLAIN,
     scratch: Tensor | None = None,
 ) -> Tensor:
     """Run `pre` [T, B, 4, H] through the recurrence into `out`: h [T, B, H], c [T, B, H] or [B, H] (the last step's),
@@ -121,6 +134,7 @@ def forward(
         scratch = kept("forward", _library().unrolled_forward_scratch(hidden))
     pre, w_h, h0, c0 = pre.contiguous(), w_h.contiguous(), state[0].contiguous(), state[1].contiguous()
     resets, lengths = _masks(masks, steps, rows)
+    cell = contiguous(cell)
     _expect(pre, (steps, rows, 4, hidden))
     _expect(w_h, (hidden, 4, hidden))
     _expect(h0, (rows, hidden))
@@ -133,7 +147,7 @@ def forward(
     call = _Forward(
         *(steps, rows, hidden),
         *_addresses(pre, w_h, h0, c0, resets, lengths, h, c, gates, scratch),
-        *(scratch.numel(), keep_c, packed),
+        *(scratch.numel(), keep_c, packed, _options(cell, hidden)),
     )
     _check(_library().unrolled_forward(ctypes.byref(_run()), ctypes.byref(call)))
     return scratch
@@ -146,6 +160,8 @@ def backward(
     gates: Tensor,
     c0: Tensor,
     masks: tuple[Tensor | None, Tensor | None],
+    *,
+    cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`reference.scan_backward`; `grads` are the cotangents of h, c and gates, whose outer axes may be strided."""
     steps, rows, _, hidden = gates.shape
@@ -153,6 +169,7 @@ def backward(
     grad_h, grad_c = (_rows_apart(grad, (steps, rows, hidden)) for grad in grads[:2])
     grad_gates = _rows_apart(None if grads[2] is None else grads[2].flatten(2), (steps, rows, 4 * hidden))
     resets, lengths = _masks(masks, steps, rows)
+    cell = contiguous(cell)
     grad_pre = empty((steps, rows, 4, hidden))
     grad_h0, grad_c0 = empty((rows, hidden)), empty((rows, hidden))
     scratch = kept("backward", _library().unrolled_backward_scratch(hidden))
@@ -164,7 +181,7 @@ def backward(
         *(steps, rows, hidden),
         *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
         *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
-        scratch.numel(),
+        *(scratch.numel(), _options(cell, hidden)),
     )
     _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
     return grad_pre, grad_h0, grad_c0
@@ -223,6 +240,17 @@ def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None = None) -> tupl
     )
     _check(_library().unrolled_weight_gradient(ctypes.byref(run), ctypes.byref(call)))
     return grad_w, grad_bias
+
+
+def contiguous(cell: Cell) -> Cell:
+    return cell if cell.peephole is None else cell._replace(peephole=cell.peephole.contiguous())
+
+
+def _options(cell: Cell, hidden: int) -> _Cell:
+    """A cell as the kernels take it; its peephole is contiguous."""
+    if cell.peephole is not None:
+        _expect(cell.peephole, (3, hidden))
+    return _Cell(*_addresses(cell.peephole), cell.clip, cell.hard_gates, cell.relu)
 
 
 class _Kept(threading.local):

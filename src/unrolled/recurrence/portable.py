@@ -8,10 +8,14 @@ The functions compute what `reference.scan` and `reference.scan_backward` define
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference, seam
+from .cell import Cell
 
 # Bytes of gates in one block of the backward pass: the block's seven buffers then stay within a 2 MiB cache.
 _BLOCK_BYTES = 512 * 1024
@@ -25,12 +29,14 @@ def forward(
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    cell = Cell(*options)
     steps, rows, _, hidden = pre.shape
     h, c = pre.new_empty(steps, rows, w_h.shape[0]), pre.new_empty(steps, rows, hidden)
     gates = pre.new_empty(steps, rows, 4, hidden)
     weight = _transposed(w_h).t()
-    tanh_c = torch.empty_like(c0, memory_format=torch.contiguous_format)
+    squashed_c = torch.empty_like(c0, memory_format=torch.contiguous_format)
     # Views are made once for all steps: slicing inside the loop costs as much as the arithmetic at small sizes.
     inputs = pre.reshape(steps, rows, 4 * hidden).unbind(0)
     sums = gates.view(steps, rows, 4 * hidden).unbind(0)
@@ -42,15 +48,21 @@ def forward(
         if (mask := reset_at.get(t)) is not None:
             h_before, c_before = h_before.masked_fill(mask, 0), c_before.masked_fill(mask, 0)
         torch.addmm(inputs[t], h_before, weight, out=sums[t])
-        i_and_f[t].sigmoid_()
-        g[t].tanh_()
-        o[t].sigmoid_()
+        if cell.peephole is not None:
+            i_and_f[t].addcmul_(cell.peephole[:2], c_before.unsqueeze(1))
+        _gate(cell, i_and_f[t])
+        _squash(cell, g[t], g[t])
         torch.mul(f[t], c_before, out=c_t).addcmul_(i[t], g[t])
-        torch.tanh(c_t, out=tanh_c)
+        if cell.clip:
+            c_t.clamp_(-cell.clip, cell.clip)
+        if cell.peephole is not None:
+            o[t].addcmul_(cell.peephole[2], c_t)
+        _gate(cell, o[t])
+        _squash(cell, c_t, squashed_c)
         if w_hr is None:
-            torch.mul(o[t], tanh_c, out=h_t)
+            torch.mul(o[t], squashed_c, out=h_t)
         else:
-            torch.mm(tanh_c.mul_(o[t]), w_hr, out=h_t)
+            torch.mm(squashed_c.mul_(o[t]), w_hr, out=h_t)
         if (mask := ended_at.get(t)) is not None:
             h_t.masked_fill_(mask, 0)
             c_t.masked_fill_(mask, 0)
@@ -70,7 +82,9 @@ def backward(
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
+    *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
+    cell = Cell(*options)
     steps, rows, hidden = c.shape
     grad_pre = torch.empty_like(gates, memory_format=torch.contiguous_format)
     weight = _transposed(w_h)
@@ -88,8 +102,11 @@ def backward(
     block = max(1, _BLOCK_BYTES // max(1, rows * hidden * 4 * gates.element_size()))
     for stop in range(steps, 0, -block):
         start = max(0, stop - block)
-        through_tanh = _factors(grad_pre, c, gates, c0, resets, start, stop)
-        from_gates = None if grad_gates is None else _through_activations(grad_gates[start:stop], gates[start:stop])
+        through_squash = _factors(cell, grad_pre, c, gates, c0, resets, start, stop)
+        from_gates = None
+        if grad_gates is not None:
+            from_gates = _through_activations(cell, grad_gates[start:stop], gates[start:stop])
+        clipped = cell.clips(c[start:stop]) if cell.clip else None
         for t in range(stop - 1, start - 1, -1):
             if grad_h is not None:
                 dh.add_(grad_h[t])
@@ -97,12 +114,20 @@ def backward(
                 dc.add_(grad_c[t])
             if back is not None:
                 torch.mm(dh, back, out=unprojected)
-            dc.addcmul_(unprojected, through_tanh[t - start])
-            through_c[t].mul_(dc_by_gate)
+            dc.addcmul_(unprojected, through_squash[t - start])
             through_h[t].mul_(unprojected)
             if from_gates is not None:
-                sums[t].add_(from_gates[t - start].flatten(1))
+                through_h[t].add_(from_gates[t - start, :, 3])
+            if cell.peephole is not None:
+                dc.addcmul_(through_h[t], cell.peephole[2])
+            if clipped is not None:
+                dc.masked_fill_(clipped[t - start], 0)
+            through_c[t].mul_(dc_by_gate)
+            if from_gates is not None:
+                through_c[t].add_(from_gates[t - start, :, :3])
             dc.mul_(f[t])
+            if cell.peephole is not None:
+                dc.addcmul_(through_c[t][:, 0], cell.peephole[0]).addcmul_(through_c[t][:, 1], cell.peephole[1])
             if (mask := ended_at.get(t)) is not None:
                 sums[t].masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
@@ -114,31 +139,66 @@ def backward(
 
 
 def _factors(
-    grad_pre: Tensor, c: Tensor, gates: Tensor, c0: Tensor, resets: Tensor | None, start: int, stop: int
+    cell: Cell,
+    grad_pre: Tensor,
+    c: Tensor,
+    gates: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    start: int,
+    stop: int,
 ) -> Tensor:
     """Fill `grad_pre[start:stop]` with d pre / d c_t (i, f, g) and d pre / d h_t (o); return d c_t / d h_t."""
     i, f, g, o = gates[start:stop].unbind(2)
     di, df, dg, do = grad_pre[start:stop].unbind(2)
-    tanh_c = c[start:stop].tanh()
+    squashed_c = torch.empty_like(c[start:stop])
+    _squash(cell, c[start:stop], squashed_c)
     c_before = c[start - 1 : stop - 1] if start else torch.cat([c0.unsqueeze(0), c[: stop - 1]])
     if resets is not None:
         c_before = c_before.masked_fill(resets[start:stop].unsqueeze(-1), 0)
-    aten = torch.ops.aten
-    aten.sigmoid_backward.grad_input(g, i, grad_input=di)
-    aten.sigmoid_backward.grad_input(c_before, f, grad_input=df)
-    aten.tanh_backward.grad_input(i, g, grad_input=dg)
-    aten.sigmoid_backward.grad_input(tanh_c, o, grad_input=do)
-    through_tanh: Tensor = aten.tanh_backward(o, tanh_c)
-    return through_tanh
+    _through_gate(cell, g, i, di)
+    _through_gate(cell, c_before, f, df)
+    _through_squash(cell, i, g, dg)
+    _through_gate(cell, squashed_c, o, do)
+    return _through_squash(cell, o, squashed_c, torch.empty_like(squashed_c))
 
 
-def _through_activations(grad_gates: Tensor, gates: Tensor) -> Tensor:
+def _through_activations(cell: Cell, grad_gates: Tensor, gates: Tensor) -> Tensor:
     """The cotangents of the activated gates, taken to their pre-activations."""
     through = torch.empty_like(gates)
-    aten = torch.ops.aten
-    aten.sigmoid_backward.grad_input(grad_gates[:, :, :2], gates[:, :, :2], grad_input=through[:, :, :2])
-    aten.tanh_backward.grad_input(grad_gates[:, :, 2], gates[:, :, 2], grad_input=through[:, :, 2])
-    aten.sigmoid_backward.grad_input(grad_gates[:, :, 3], gates[:, :, 3], grad_input=through[:, :, 3])
+    _through_gate(cell, grad_gates[:, :, :2], gates[:, :, :2], through[:, :, :2])
+    _through_squash(cell, grad_gates[:, :, 2], gates[:, :, 2], through[:, :, 2])
+    _through_gate(cell, grad_gates[:, :, 3], gates[:, :, 3], through[:, :, 3])
+    return through
+
+
+def _gate(cell: Cell, x: Tensor) -> None:
+    """`cell.gate`, in place."""
+    if cell.hard_gates:
+        F.hardsigmoid(x, inplace=True)
+    else:
+        x.sigmoid_()
+
+
+def _squash(cell: Cell, x: Tensor, out: Tensor) -> None:
+    if cell.relu:
+        torch.clamp(x, min=0, out=out)
+    else:
+        torch.tanh(x, out=out)
+
+
+def _through_gate(cell: Cell, grad: Tensor, y: Tensor, out: Tensor) -> None:
+    """`grad` times the slope of `cell.gate`, where that returned `y`."""
+    if cell.hard_gates:
+        torch.mul(grad, cell.gate_slope(y), out=out)
+    else:
+        torch.ops.aten.sigmoid_backward.grad_input(grad, y, grad_input=out)
+
+
+def _through_squash(cell: Cell, grad: Tensor, y: Tensor, out: Tensor) -> Tensor:
+    if cell.relu:
+        return torch.mul(grad, cell.squashed_slope(y), out=out)
+    through: Tensor = torch.ops.aten.tanh_backward.grad_input(grad, y, grad_input=out)
     return through
 
 

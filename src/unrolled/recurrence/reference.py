@@ -10,6 +10,8 @@ With [batch, gate, hidden] pre-activations, the gate axis in the order i, f, g, 
 Hochreiter & Schmidhuber, "Long Short-Term Memory", Neural Computation 9(8), 1997; the forget gate f is from Gers,
 Schmidhuber & Cummins, "Learning to Forget: Continual Prediction with LSTM", Neural Computation 12(10), 2000.
 
+A `Cell` with options has other functions or further terms in these places: see `cell`.
+
 Everything here is out of place and differentiable to any order, forward mode included, in any floating dtype.
 Masks select, they never multiply: 0 * NaN is NaN, and one bad row must not spoil what follows it.
 """
@@ -21,13 +23,21 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from .cell import PLAIN, Cell
 
-def step(pre: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+
+def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN) -> tuple[Tensor, Tensor, Tensor]:
     """One step of the cell: `pre` [..., 4, H] and c_{t-1} [..., H] to h_t, c_t and the activated gates [..., 4, H]."""
     i, f, g, o = pre.unbind(-2)
-    i, f, g, o = i.sigmoid(), f.sigmoid(), g.tanh(), o.sigmoid()
-    c = f * c + i * g
-    h = o * c.tanh()
+    if cell.peephole is not None:
+        p_i, p_f, p_o = cell.peephole.unbind(-2)
+        i, f = i + p_i * c, f + p_f * c
+    i, f, g = cell.gate(i), cell.gate(f), cell.squashed(g)
+    c = cell.clipped(f * c + i * g)
+    if cell.peephole is not None:
+        o = o + p_o * c
+    o = cell.gate(o)
+    h = o * cell.squashed(c)
     return h, c, torch.stack([i, f, g, o], -2)
 
 
@@ -39,6 +49,7 @@ def scan(
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H].
 
@@ -58,7 +69,7 @@ def scan(
         if resets is not None:
             h, c = _zero(h, resets[t]), _zero(c, resets[t])
         pre = from_input + (h @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
-        h, c, gate = step(pre, c)
+        h, c, gate = step(pre, c, cell)
         if w_hr is not None:
             h = h @ w_hr
         if lengths is not None:
@@ -86,6 +97,7 @@ def scan_backward(
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0 and of c0.
 
@@ -103,21 +115,23 @@ def scan_backward(
         c_before = c[t - 1] if t else c0
         if resets is not None:
             c_before = _zero(c_before, resets[t])
-        tanh_c = c[t].tanh()
+        squashed_c = cell.squashed(c[t])
 
         dh = dh + grad_h[t]
         through = dh if w_hr is None else dh @ w_hr.mT
-        dc = dc + grad_c[t] + through * o * (1 - tanh_c * tanh_c)
-        dpre = torch.stack(
-            [
-                (di + dc * g) * i * (1 - i),
-                (df + dc * c_before) * f * (1 - f),
-                (dg + dc * i) * (1 - g * g),
-                (do + through * tanh_c) * o * (1 - o),
-            ],
-            -2,
-        )
+        dpre_o = (do + through * squashed_c) * cell.gate_slope(o)
+        dc = dc + grad_c[t] + through * o * cell.squashed_slope(squashed_c)
+        if cell.peephole is not None:
+            dc = dc + dpre_o * cell.peephole[2]
+        if cell.clip:
+            dc = dc.masked_fill(cell.clips(c[t]), 0)
+        dpre_i = (di + dc * g) * cell.gate_slope(i)
+        dpre_f = (df + dc * c_before) * cell.gate_slope(f)
+        dpre_g = (dg + dc * i) * cell.squashed_slope(g)
+        dpre = torch.stack([dpre_i, dpre_f, dpre_g, dpre_o], -2)
         dc = dc * f
+        if cell.peephole is not None:
+            dc = dc + dpre_i * cell.peephole[0] + dpre_f * cell.peephole[1]
         if lengths is not None:
             ended = lengths <= t
             dpre, dc = _zero(dpre, ended), _zero(dc, ended)
@@ -140,6 +154,7 @@ def total_gradients(
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor]:
     """dL/dh_t and dL/dc_t through every path, [T, B, H] each; with `w_hr`, dL/dh_t is [T, B, P].
 
@@ -150,14 +165,18 @@ def total_gradients(
     dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
     if lengths is not None:
         grad_c = _zero(grad_c, ended(lengths, steps))
-    tanh_c = c.tanh()
-    through_h = (dh if w_hr is None else dh @ w_hr.mT) * gates[:, :, 3] * (1 - tanh_c * tanh_c)
+    squashed_c = cell.squashed(c)
+    through_h = (dh if w_hr is None else dh @ w_hr.mT) * gates[:, :, 3] * cell.squashed_slope(squashed_c)
+    if cell.peephole is not None:
+        through_h = through_h + grad_pre[:, :, 3] * cell.peephole[2]
     dcs: list[Tensor] = []
-    carried = torch.zeros_like(dh[:1].sum(0))
+    carried = torch.zeros_like(through_h[:1].sum(0))
     for t in reversed(range(steps)):
         dc = carried + grad_c[t] + through_h[t]
         dcs.append(dc)
-        carried = dc * gates[t, :, 1]
+        carried = (dc.masked_fill(cell.clips(c[t]), 0) if cell.clip else dc) * gates[t, :, 1]
+        if cell.peephole is not None:
+            carried = carried + (grad_pre[t, :, :2] * cell.peephole[:2]).sum(-2)
         if resets is not None:
             carried = _zero(carried, resets[t])
     return dh, torch.stack(dcs[::-1]) if dcs else torch.zeros_like(c)

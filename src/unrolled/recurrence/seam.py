@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from . import reference
+from .cell import PLAIN, Cell
 from .precision import full_precision
 
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -36,6 +37,9 @@ _BACKWARD_INPUTS = (
 # Where the batch axis of each argument and result lies; None marks the weights, which have none.
 _ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
 _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0)
+# A cell's fields: behind all other arguments. Only the first of them is a tensor.
+CELL = "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False"
+_NUMBERS = len(PLAIN) - 1
 # Where the masks, which have no derivative, lie among the backward pass's arguments.
 _BACKWARD_MASKS = (7, 8)
 
@@ -64,11 +68,13 @@ def operator(
     """Register `unrolled::<name>` and `unrolled::<name>_backward`; return the function to call.
 
     `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
-    [T, B, 4, H]) and `reference.scan_backward`, `w_hr` only if it `projects`. They may write only into memory that they
-    allocate. Where gradients are enabled, `weight_gradient` is differentiable.
+    [T, B, 4, H]) and `reference.scan_backward`, `w_hr` only if it `projects`, and the fields of the cell one by one.
+    They may write only into memory that they allocate. Where gradients are enabled, `weight_gradient` is
+    differentiable.
     """
-    more = ", Tensor? w_hr=None" if projects else ""
-    rows_in, backward_rows_in = ((*rows, None) if projects else rows for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
+    more = f", Tensor? w_hr=None, {CELL}" if projects else f", {CELL}"
+    defaults = (None, *PLAIN) if projects else tuple(PLAIN)
+    rows_in, backward_rows_in = ((*rows, *(None,) * len(defaults)) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
     scan_op = _register(name, _INPUTS + more, forward, _like_scan, rows_in, _ROWS_OUT)
     backward_op = _register(
         f"{name}_backward", _BACKWARD_INPUTS + more, backward, _like_backward, backward_rows_in, _BACKWARD_ROWS_OUT
@@ -82,11 +88,11 @@ def operator(
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-            ctx.save_for_backward(*inputs)
+            _save_for_second_order(ctx, inputs, output)
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return _second_order(ctx.saved_tensors, grads)
+            return _second_order(ctx, grads)
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -109,9 +115,9 @@ def operator(
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
             return map_rows(Forward.apply, rows_in, _ROWS_OUT, info.batch_size, in_dims, args)
 
-    def scan(*args: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         run = scan_op if torch.compiler.is_compiling() else Forward.apply
-        h, c, gates = run(*args)
+        h, c, gates = run(*args, *defaults[len(args) - len(_ROWS_IN) :])
         return h, c, gates
 
     return scan
@@ -126,8 +132,8 @@ def _register_derivatives(name: str, backward: Callable[..., Any], weight_gradie
     )
     torch.library.register_autograd(
         f"unrolled::{name}_backward",
-        lambda ctx, *grads: _second_order(ctx.saved_tensors, grads),
-        setup_context=lambda ctx, inputs, output: ctx.save_for_backward(*inputs),
+        lambda ctx, *grads: _second_order(ctx, grads),
+        setup_context=_save_for_second_order,
     )
 
 
@@ -173,8 +179,14 @@ def _like_backward(
 def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -> None:
     # Cotangents stay None where the loss does not use that output: a loss on h alone allocates nothing for c and gates.
     ctx.set_materialize_grads(False)
-    _, *kept = inputs
+    _, *kept = inputs[:-_NUMBERS]
     ctx.save_for_backward(*kept, *output)
+    ctx.numbers = tuple(inputs[-_NUMBERS:])
+
+
+def _save_for_second_order(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:-_NUMBERS])
+    ctx.numbers = tuple(inputs[-_NUMBERS:])
 
 
 def _first_order(
@@ -182,18 +194,20 @@ def _first_order(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments (None for the masks) from the cotangents of h, c and gates."""
     # `projection`: w_hr, or nothing where the operator does not know it.
-    w_h, h0, c0, resets, lengths, *projection, h, c, gates = _saved(ctx)
+    w_h, h0, c0, resets, lengths, *projection, peephole, h, c, gates = _saved(ctx)
     if all(grad is None for grad in grads):
-        return (None,) * (6 + len(projection))
-    grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection)
+        return (None,) * (6 + len(projection) + len(PLAIN))
+    cell = Cell(peephole, *ctx.numbers)
+    grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
     with full_precision(w_h):
         grad_w_h = _grad_recurrent_weights(weight_gradient, h0, h, grad_pre, resets, lengths)
         grad_projection: list[Tensor | None] = [None] * len(projection)
         if projection and projection[0] is not None:
             grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
             dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
-            grad_projection = [_grad_of_projection(weight_gradient, c, gates, dh)]
-    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection
+            grad_projection = [_grad_of_projection(weight_gradient, cell.squashed(c), gates, dh)]
+        grad_peephole = None if peephole is None else _grad_of_peephole(c0, c, grad_pre, resets, lengths)
+    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, grad_peephole, *(None,) * _NUMBERS
 
 
 def _grad_recurrent_weights(
@@ -223,10 +237,20 @@ def _grad_recurrent_weights(
     return (first + rest).reshape(width, 4, hidden)
 
 
-def _grad_of_projection(weight_gradient: WeightGradient, c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
-    """The sum over all steps of (o * tanh(c_t))^T dL/dh_t, [H, P]."""
-    projected = gates[:, :, 3] * c.tanh()
-    return weight_gradient(projected.reshape(-1, c.shape[-1]), dh.reshape(-1, dh.shape[-1]), None)
+def _grad_of_peephole(c0: Tensor, c: Tensor, grad_pre: Tensor, resets: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """The sum over all steps and rows of c_{t-1} dpre_i, c_{t-1} dpre_f and c_t dpre_o, [3, H]."""
+    c_before = torch.cat([c0.unsqueeze(0), c])[:-1]
+    for skip in (resets, None if lengths is None else reference.ended(lengths, c.shape[0])):
+        if skip is not None:
+            c_before = c_before.masked_fill(skip.unsqueeze(-1), 0)
+    of_i_and_f = (grad_pre[:, :, :2] * c_before.unsqueeze(2)).sum((0, 1))
+    return torch.cat([of_i_and_f, (grad_pre[:, :, 3] * c).sum((0, 1)).unsqueeze(0)])
+
+
+def _grad_of_projection(weight_gradient: WeightGradient, squashed_c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
+    """The sum over all steps of (o * squashed(c_t))^T dL/dh_t, [H, P]."""
+    projected = gates[:, :, 3] * squashed_c
+    return weight_gradient(projected.reshape(-1, projected.shape[-1]), dh.reshape(-1, dh.shape[-1]), None)
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
@@ -239,20 +263,23 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
     return saved
 
 
-def _second_order(saved: Sequence[Tensor | None], grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+def _second_order(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """The vector-Jacobian product of the reference's backward pass, for the arguments that were given."""
+    saved: Sequence[Tensor | None] = ctx.saved_tensors
     given = [k for k, value in enumerate(saved) if value is not None and k not in _BACKWARD_MASKS]
 
     def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        arguments = list(saved)
+        arguments: list[Any] = list(saved)
         for k, value in zip(given, values, strict=True):
             arguments[k] = value
-        return reference.scan_backward(*arguments)  # type: ignore[arg-type]
+        *others, peephole = arguments
+        w_hr = others.pop() if len(others) > len(_BACKWARD_ROWS_IN) else None
+        return reference.scan_backward(*others, w_hr, Cell(peephole, *ctx.numbers))
 
     with full_precision(grads[0]):
         products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))
     by_position = dict(zip(given, products, strict=True))
-    return tuple(by_position.get(k) for k in range(len(saved)))
+    return (*[by_position.get(k) for k in range(len(saved))], *(None,) * _NUMBERS)
 
 
 def map_rows(
