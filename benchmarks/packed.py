@@ -1,9 +1,10 @@
-"""Rows of different lengths: packed through nn.LSTM, packed through unrolled.LSTM, and padded with lengths.
+"""Rows of different lengths: packed through nn.LSTM and unrolled.LSTM, padded with lengths, and padded through nn.LSTM.
 
 A row's length is drawn evenly from 1 to the longest, which one row has. Packing and unpacking are not timed: the packed
-contenders begin and end packed, the padded one padded. Training is forward and backward, to x and all weights.
+contenders begin and end packed, the padded ones padded. Training is forward and backward, to x and all weights. nn.LSTM
+on padded rows reads the padding too, and its last state is not that of a row's end: it is what packing costs there.
 
-    python benchmarks/packed.py [--lengths 10 100 1000] [--seconds 10] [--write PAGE]
+    python benchmarks/packed.py [--lengths 10 100 1000 4000] [--seconds 4] [--write PAGE]
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 import unrolled
 
 BATCH, WIDTH = 32, 128
-CONTENDERS = ("nn.LSTM, packed", "unrolled.LSTM, packed", "unrolled.LSTM, padded, lengths")
+# Those of pytorch/pytorch#149194.
+LENGTHS = (10, 100, 1000, 4000)
+CONTENDERS = ("nn.LSTM, packed", "unrolled.LSTM, packed", "unrolled.LSTM, padded, lengths", "nn.LSTM, padded")
+# From here on a step of training takes nn.LSTM seconds.
+LONG, ROUNDS, LONG_ROUNDS = 1000, 7, 3
 
 
 class Rows(NamedTuple):
@@ -57,14 +62,16 @@ def calls(given: Rows) -> dict[str, tuple[nn.Module, Callable[[], Tensor]]]:
         CONTENDERS[0]: (theirs, lambda: theirs(given.packed)[0].data),
         CONTENDERS[1]: (ours, lambda: ours(given.packed)[0].data),
         CONTENDERS[2]: (ours, lambda: ours(given.x, lengths=given.lengths)[0]),
+        CONTENDERS[3]: (theirs, lambda: theirs(given.x)[0]),
     }
 
 
 def demand_same(given: Rows) -> None:
-    """Exit unless all contenders have the outputs and the gradients of the weights that nn.LSTM has."""
+    """Exit unless all contenders have, up to the rows' ends, nn.LSTM's outputs, and its gradients of the weights."""
     padded, _ = pad_packed_sequence(PackedSequence(given.packed.data.detach(), *given.packed[1:]), batch_first=True)
     weight = torch.cos(torch.arange(padded.shape[1]).float()).reshape(1, -1, 1)
-    weight = weight.expand(BATCH, -1, WIDTH)
+    inside = (torch.arange(padded.shape[1]) < given.lengths[:, None]).unsqueeze(-1)
+    weight = weight.expand(BATCH, -1, WIDTH) * inside
     packed_weight = pack_padded_sequence(weight, given.lengths, batch_first=True, enforce_sorted=False).data
     expected: list[Tensor] = []
     for name, (module, call) in calls(given).items():
@@ -74,7 +81,7 @@ def demand_same(given: Rows) -> None:
         if "packed" in name:
             by_rows = pad_packed_sequence(PackedSequence(output, *given.packed[1:]), batch_first=True)[0]
             cotangent = packed_weight
-        found = [by_rows.detach(), *torch.autograd.grad((output * cotangent).sum(), list(module.parameters()))]
+        found = [by_rows.detach() * inside, *torch.autograd.grad((output * cotangent).sum(), list(module.parameters()))]
         expected = expected or found
         demand_equal(f"longest {padded.shape[1]}", name, found, expected)
 
@@ -83,6 +90,7 @@ def measure(longest: int, seconds: float) -> dict[str, dict[str, Times]]:
     given = rows(longest)
     demand_same(given)
     contenders = calls(given)
+    rounds = LONG_ROUNDS if longest >= LONG else ROUNDS
 
     def forward(call: Callable[[], Tensor]) -> Callable[[], None]:
         @torch.no_grad()
@@ -100,13 +108,16 @@ def measure(longest: int, seconds: float) -> dict[str, dict[str, Times]]:
         return run
 
     return {
-        "forward": alternate({name: forward(call) for name, (_, call) in contenders.items()}, seconds=seconds),
+        "forward": alternate(
+            {name: forward(call) for name, (_, call) in contenders.items()}, seconds=seconds, rounds=rounds
+        ),
         "training": alternate(
             {
                 name: training(module, call, given.packed.data if "packed" in name else given.x)
                 for name, (module, call) in contenders.items()
             },
             seconds=seconds,
+            rounds=rounds,
         ),
     }
 
@@ -124,8 +135,8 @@ def lines(lengths: Sequence[int], seconds: float) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lengths", type=int, nargs="+", default=[10, 100, 1000], help="the longest row of each batch")
-    parser.add_argument("--seconds", type=float, default=10.0, help="for each line of the table")
+    parser.add_argument("--lengths", type=int, nargs="+", default=LENGTHS, help="the longest row of each batch")
+    parser.add_argument("--seconds", type=float, default=4.0, help="for each line of the table")
     add_write(parser)
     arguments = parser.parse_args()
     print(*provenance())
