@@ -68,7 +68,8 @@ def run_layer(
             gate[name] = pre.tanh() if name == "g" else pre.sigmoid()
             kept.gates[name].append(torch.where(live, gate[name], zero))
         c_raw = _retained(gate["f"] * c + gate["i"] * gate["g"])
-        h_raw = _retained(gate["o"] * c_raw.tanh())
+        h_raw = gate["o"] * c_raw.tanh()
+        h_raw = _retained(h_raw @ weights["W_hr"] if "W_hr" in weights else h_raw)
         h, c = torch.where(live, h_raw, zero), torch.where(live, c_raw, zero)
         last_h, last_c = torch.where(live, h_raw, last_h), torch.where(live, c_raw, last_c)
         for steps, value in ((kept.c_raw, c_raw), (kept.h_raw, h_raw), (kept.c, c), (kept.h, h)):

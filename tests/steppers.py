@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unrolled import LanguageModel, LSTMLayer, ModelConfig, MultiLayerLSTM, Stepper, stepper
+from unrolled import LSTM, LanguageModel, LSTMLayer, ModelConfig, MultiLayerLSTM, Stepper, stepper
 from unrolled.recurrence import native
 
 NATIVE = native.missing() is None
@@ -28,6 +28,7 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "stack without projection": lambda: MultiLayerLSTM(3, 17, 2, output_dim=None),
     "layer": lambda: LSTMLayer(6, 20),
     "nn.LSTM": lambda: nn.LSTM(4, 9, 2, dropout=0.5),
+    "unrolled.LSTM": lambda: LSTM(4, 9, 2, dropout=0.5),
     "nn.LSTM without bias": lambda: nn.LSTM(4, 9, 1, bias=False, batch_first=True),
 }
 
@@ -49,7 +50,7 @@ def made(name: str, scale: float = 2.0) -> Any:
 def inputs(model: Any, rows: int, steps: int) -> Tensor:
     if isinstance(model, LanguageModel):
         return torch.randint(model.config.vocabulary, (rows, steps))
-    return torch.randn(rows, steps, model.input_size if isinstance(model, nn.LSTM) else model.input_dim)
+    return torch.randn(rows, steps, model.input_size if isinstance(model, nn.RNNBase) else model.input_dim)
 
 
 def whole(model: Any, x: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -57,7 +58,7 @@ def whole(model: Any, x: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Te
     model = copy.deepcopy(model).to(dtype).eval()
     x = x.to(dtype) if x.dtype.is_floating_point else x
     with torch.no_grad():
-        if isinstance(model, nn.LSTM):
+        if isinstance(model, nn.RNNBase):
             model.batch_first = True
             output, (h, c) = model(x)
             return output, (h, c)

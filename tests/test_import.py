@@ -21,7 +21,10 @@ FRONT = ROOT / "src/unrolled/__init__.py"
 OF_THE_LAYERS = {
     "unrolled",
     "unrolled.arguments",
+    "unrolled.directions",
     "unrolled.layer",
+    "unrolled.layer_trace",
+    "unrolled.reversal",
     "unrolled.recurrence",
     "unrolled.recurrence.choose",
     "unrolled.recurrence.cpu",

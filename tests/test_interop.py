@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,12 +13,18 @@ from plain import F64, GATES, gradients, new_model, normal, redraw
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from unrolled import LanguageModel, LSTMLayer, ModelConfig, MultiLayerLSTM, from_torch, to_torch
+from unrolled import LSTM, LSTMLayer, MultiLayerLSTM, from_torch, to_torch
 
 B, T, I, H = 4, 6, 5, 7
 KINDS = (("W_x", "weight_ih"), ("W_h", "weight_hh"), ("b_", "bias_ih"))
 
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
 shapes = pytest.mark.parametrize("layers", [1, 2, 3])
+structures = pytest.mark.parametrize(
+    "structure",
+    [{}, {"bidirectional": True}, {"proj_size": 3}, {"bidirectional": True, "proj_size": 3}],
+    ids=["plain", "both directions", "projected", "both directions, projected"],
+)
 biases = pytest.mark.parametrize("bias", [True, False])
 
 
@@ -34,8 +40,8 @@ def new_cell(**options: Any) -> nn.LSTMCell:
     return cell
 
 
-def inputs(layers: int) -> dict[str, Tensor]:
-    x, h0, c0 = normal(B, T, I, seed=1), normal(layers, B, H, seed=2).tanh(), normal(layers, B, H, seed=3)
+def inputs(layers: int, proj: int = 0) -> dict[str, Tensor]:
+    x, h0, c0 = normal(B, T, I, seed=1), normal(layers, B, proj or H, seed=2).tanh(), normal(layers, B, H, seed=3)
     return {name: value.requires_grad_() for name, value in (("x", x), ("h0", h0), ("c0", c0))}
 
 
@@ -53,24 +59,29 @@ def assert_close(got: Tensor, expected: Tensor, name: str) -> None:
 
 def assert_same_results(model: MultiLayerLSTM, lstm: nn.LSTM) -> None:
     """The numbers of both in one call, and every gradient: torch's packed ones cut by hand, gate by gate."""
-    given = inputs(lstm.num_layers)
+    given = inputs(lstm.num_layers * (2 if lstm.bidirectional else 1), lstm.proj_size)
     (got, got_grads), (expected, expected_grads) = results(model, given), results(lstm, given)
     for name, value in expected.items():
         assert_close(got[name], value, name)
     for name in given:
         assert_close(got_grads[name], expected_grads[name], name)
-    for k in range(lstm.num_layers):
+    names = [("layers", "")] + ([("reverse_layers", "_reverse")] if lstm.bidirectional else [])
+    for k, (layers, suffix) in itertools.product(range(lstm.num_layers), names):
         for kind, packed in KINDS[: 3 if lstm.bias else 2]:
-            rows = expected_grads[f"{packed}_l{k}"]
+            rows = expected_grads[f"{packed}_l{k}{suffix}"]
             for number, gate in enumerate(("i", "f", "g", "o")):
-                own = f"layers.{k}.{kind}{gate}"
+                own = f"{layers}.{k}.{kind}{gate}"
                 assert_close(got_grads[own], rows[number * H : (number + 1) * H].t(), own)
+        if lstm.proj_size:
+            own = f"{layers}.{k}.W_hr"
+            assert_close(got_grads[own], expected_grads[f"weight_hr_l{k}{suffix}"].t(), own)
 
 
 @shapes
 @biases
-def test_from_torch_gives_the_same_numbers_and_gradients(layers: int, bias: bool) -> None:
-    lstm = new_lstm(layers, bias=bias)
+@structures
+def test_from_torch_gives_the_same_numbers_and_gradients(structure: dict[str, Any], layers: int, bias: bool) -> None:
+    lstm = new_lstm(layers, bias=bias, **structure)
     model = from_torch(lstm)
     assert (model.input_dim, model.hidden_dim, model.num_layers, model.output_dim) == (I, H, layers, None)
     assert model.proj is None
@@ -120,10 +131,32 @@ def test_time_first_is_a_transpose_of_x() -> None:
     assert_close(state.c, c, "c_n")
 
 
+@structures
+@pytest.mark.parametrize("bias", [True, False])
+def test_an_unrolled_lstm_goes_the_same_ways(structure: dict[str, Any], bias: bool) -> None:
+    theirs = new_lstm(2, bias=bias, batch_first=False, dropout=0.3, **structure).eval()
+    ours = LSTM(I, H, 2, bias=bias, dropout=0.3, dtype=F64, **structure).eval()
+    ours.load_state_dict(theirs.state_dict())
+    ours.weight_hh_l0.requires_grad_(False)
+    back = to_torch(ours)
+    assert (type(back), repr(back)) == (nn.LSTM, repr(theirs))
+    assert trained(back) == trained(ours)
+    assert back.state_dict().keys() == ours.state_dict().keys()
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in back.state_dict().items())
+    given = inputs(4 if theirs.bidirectional else 2, theirs.proj_size)
+    x = given["x"].transpose(0, 1)
+    assert_close(back(x)[0], theirs(x)[0], "output")
+    assert_close(from_torch(ours, dropout=0.3)(given["x"])[0].transpose(0, 1), theirs(x)[0], "output of the stack")
+    with torch.no_grad():
+        back.weight_ih_l0.zero_()
+    assert ours.weight_ih_l0.any()
+
+
+@structures
 @shapes
 @pytest.mark.parametrize("dtype", [F64, torch.float32, torch.bfloat16])
-def test_there_and_back_has_the_same_bits(layers: int, dtype: torch.dtype) -> None:
-    lstm = new_lstm(layers, dtype=dtype)
+def test_there_and_back_has_the_same_bits(layers: int, dtype: torch.dtype, structure: dict[str, Any]) -> None:
+    lstm = new_lstm(layers, dtype=dtype, **structure)
     model = from_torch(lstm)
     back = to_torch(model)
     assert list(back.state_dict()) == list(lstm.state_dict())
@@ -307,90 +340,3 @@ def test_to_torch_with_the_stacks_own_dropout_behind_it_drops_as_the_stack_does(
     output = model.dropout(lstm(x)[0])
     assert_close(model(x)[0], output if model.proj is None else model.proj(output), "logits")
     assert_close(model(x)[1].h, lstm(x)[1][0], "h_n")
-
-
-def uneven() -> MultiLayerLSTM:
-    model = MultiLayerLSTM(I, H, 2)
-    model.layers[1] = LSTMLayer(H, 9)
-    return model
-
-
-def half_frozen() -> MultiLayerLSTM:
-    model = MultiLayerLSTM(I, H, 2)
-    for gate in "fo":
-        getattr(model.layers[1], f"W_x{gate}").requires_grad_(False)
-    return model
-
-
-def language_model() -> LanguageModel:
-    return LanguageModel(ModelConfig(vocabulary=3, hidden=4))
-
-
-NOT_OF_TORCH, NOT_OURS = "expected an nn.LSTM or an nn.LSTMCell", "expected a MultiLayerLSTM or an LSTMLayer"
-REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "both directions": (
-        lambda: from_torch(nn.LSTM(I, H, bidirectional=True)),
-        ValueError,
-        "module is bidirectional, and a MultiLayerLSTM runs forward only: expected an nn.LSTM with bidirectional=False",
-    ),
-    "projected": (
-        lambda: from_torch(nn.LSTM(I, H, proj_size=3), dropout=0.0),
-        ValueError,
-        "module has proj_size=3, a projection inside the recurrence, which this version does not have: expected an "
-        "nn.LSTM with proj_size=0",
-    ),
-    "dropout": (
-        lambda: from_torch(nn.LSTM(I, H, 2, dropout=0.3).eval()),
-        ValueError,
-        "module has dropout=0.3 between its layers, and a MultiLayerLSTM would also drop its output: "
-        "from_torch(module, dropout=0.3) takes that, and model.trace(x).layers[-1].h is the output before it; "
-        "from_torch(module, dropout=0.0) drops nothing",
-    ),
-    "a cell with dropout": (
-        lambda: from_torch(new_cell(), dropout=0.3),
-        TypeError,
-        "module is an LSTMCell; it becomes one layer, which has no dropout: from_torch(module)",
-    ),
-    "a GRU": (lambda: from_torch(nn.GRU(I, H)), TypeError, f"module is of type GRU, {NOT_OF_TORCH}"),
-    "weights": (lambda: from_torch({}), TypeError, f"module is of type dict, {NOT_OF_TORCH}"),
-    "one of ours": (lambda: from_torch(uneven()), TypeError, f"module is of type MultiLayerLSTM, {NOT_OF_TORCH}"),
-    "what holds one": (
-        lambda: from_torch(nn.Sequential(nn.ReLU(), nn.Sequential(nn.LSTM(I, H)))),
-        TypeError,
-        f'module is of type Sequential, {NOT_OF_TORCH}; it holds one: from_torch(module.get_submodule("1.0"))',
-    ),
-    "two widths": (
-        lambda: to_torch(uneven()),
-        ValueError,
-        "layer 1 has input_dim=7 and hidden_dim=9, expected 7 and 7: an nn.LSTM has one hidden width; "
-        "to_torch(model.layers[1]) is this layer alone",
-    ),
-    "half frozen": (
-        lambda: to_torch(half_frozen()),
-        ValueError,
-        "layer 1: W_xf, W_xo frozen and W_xi, W_xg not, but an nn.LSTM has one parameter for them, weight_ih_l1: "
-        "to_torch(copy.deepcopy(model).requires_grad_()), then freeze there",
-    ),
-    "one of torch's": (lambda: to_torch(nn.LSTM(I, H)), TypeError, f"model is of type LSTM, {NOT_OURS}"),
-    "what holds ours": (
-        lambda: to_torch(language_model()),
-        TypeError,
-        f'model is of type LanguageModel, {NOT_OURS}; it holds one: to_torch(model.get_submodule("lstm"))',
-    ),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_a_refusal_says_what_to_type(case: str) -> None:
-    call, error, message = REFUSED[case]
-    with pytest.raises(error) as caught:
-        call()
-    assert str(caught.value) == message
-
-
-def test_what_it_says_works() -> None:
-    assert to_torch(uneven().layers[1]).hidden_size == 9
-    assert "weight_ih_l1" in trained(to_torch(copy.deepcopy(half_frozen()).requires_grad_()))
-    assert to_torch(language_model().get_submodule("lstm")).hidden_size == 4
-    holder = nn.Sequential(nn.ReLU(), nn.Sequential(nn.LSTM(I, H)))
-    assert from_torch(holder.get_submodule("1.0")).hidden_dim == H

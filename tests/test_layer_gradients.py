@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from plain import (
+    F64,
     GATES,
     assert_same,
     layer_inputs,
@@ -21,7 +22,8 @@ from plain import (
 from torch import Tensor
 from worlds import BACKENDS, dtype_of
 
-from unrolled.layer import LayerGradients, LayerTrace
+from unrolled.layer import LSTMLayer
+from unrolled.layer_trace import LayerGradients, LayerTrace
 from unrolled.stack import MultiLayerLSTM
 
 pytestmark = pytest.mark.parametrize("backend", BACKENDS)
@@ -38,6 +40,23 @@ STACK_LOSSES: dict[str, Callable[[Tensor, Fields], Tensor]] = {
         (field(k, name)[:, 3] * normal(4, 5, seed=50 + k)).sum() for k in (0, 1) for name in ("h", "c", *GATES)
     ),
 }
+
+
+@pytest.mark.parametrize("names", ["none", "both"])
+@pytest.mark.parametrize("field", ["h", "c", "o"])
+def test_totals_of_a_projected_layer_equal_retained_gradients(backend: str, field: str, names: str) -> None:
+    if backend == "cpu":
+        pytest.skip("the native kernel has no projection of h: test_directions.py has its refusal")
+    layer, given = redraw(LSTMLayer(5, 7, proj_dim=3, backend=backend, dtype=F64)), layer_inputs(backend)
+    given["h0"], options = normal(4, 3, seed=2).requires_grad_(), masks(names, 4, 9)
+    trace = layer.trace(**given, **options)
+    weight = normal(*getattr(trace, field).shape, seed=42)
+    got = trace.gradients((getattr(trace, field) * weight).sum())
+    assert got.h.shape == (4, 9, 3)
+    plain = run_layer(dict(layer.named_parameters()), given["x"], given["h0"], given["c0"], **options)
+    assert_same(trace.h, plain.sequence("h"))
+    (plain.sequence(field) * weight).sum().backward()
+    _assert_totals(got, plain.totals())
 
 
 @pytest.mark.parametrize("names", MASKS)

@@ -167,19 +167,13 @@ REFUSED = {
     "another class": (
         lambda: (nn.GRU(3, 4), {}),
         TypeError,
-        "model is of type GRU, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM",
-    ),
-    "the drop-in": (
-        lambda: (LSTM(3, 4), {}),
-        TypeError,
-        "model is of type LSTM, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM; this one is the "
-        "library's: give its sizes and its state_dict to a torch.nn.LSTM",
+        "model is of type GRU, expected a MultiLayerLSTM, LanguageModel, LSTMLayer, unrolled.LSTM or torch.nn.LSTM",
     ),
     "inside another": (
         lambda: (nn.Sequential(LSTMLayer(3, 4)), {}),
         TypeError,
-        "model is of type Sequential, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM; it holds "
-        'one: export_onnx(model.get_submodule("0"), path)',
+        "model is of type Sequential, expected a MultiLayerLSTM, LanguageModel, LSTMLayer, unrolled.LSTM or "
+        'torch.nn.LSTM; it holds one: export_onnx(model.get_submodule("0"), path)',
     ),
     "a forward of its own": (
         lambda: (Doubled(ModelConfig(5)), {}),
@@ -200,7 +194,8 @@ REFUSED = {
     "bidirectional": (
         lambda: (nn.LSTM(3, 4, bidirectional=True), {}),
         ValueError,
-        "module is bidirectional, and a MultiLayerLSTM runs forward only: expected an nn.LSTM with bidirectional=False",
+        "LSTM is bidirectional: its backward layers begin at a sequence's end, so nothing can go on from the state "
+        "that they leave; an exported model takes models with bidirectional=False",
     ),
     "a hook": (
         lambda: (hooked(), {}),

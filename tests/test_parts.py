@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from unrolled import LanguageModel, LSTMLayer, ModelConfig, MultiLayerLSTM, Stepper, to_torch
+from unrolled import LSTM, LanguageModel, LSTMLayer, ModelConfig, MultiLayerLSTM, Stepper, to_torch
 from unrolled.parts import Runner, take_apart
 
 
@@ -134,24 +134,25 @@ MISTAKES = {
     "a GRU": (
         lambda: nn.GRU(4, 5),
         TypeError,
-        "model is of type GRU, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM",
+        "model is of type GRU, expected a MultiLayerLSTM, LanguageModel, LSTMLayer, unrolled.LSTM or torch.nn.LSTM",
     ),
     "None": (
         lambda: None,
         TypeError,
-        "model is of type NoneType, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM",
+        "model is of type NoneType, expected a MultiLayerLSTM, LanguageModel, LSTMLayer, unrolled.LSTM or "
+        "torch.nn.LSTM",
     ),
     "a cell": (
         lambda: nn.LSTMCell(4, 5),
         TypeError,
-        "model is of type LSTMCell, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM; an LSTMCell "
-        "is the layer unrolled.from_torch(model)",
+        "model is of type LSTMCell, expected a MultiLayerLSTM, LanguageModel, LSTMLayer, unrolled.LSTM or "
+        "torch.nn.LSTM; an LSTMCell is the layer unrolled.from_torch(model)",
     ),
     "something around it": (
         lambda: nn.Sequential(nn.ReLU(), nn.LSTM(4, 5)),
         TypeError,
-        "model is of type Sequential, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or torch.nn.LSTM; it holds "
-        'one: Stepper(model.get_submodule("1"), ...)',
+        "model is of type Sequential, expected a MultiLayerLSTM, LanguageModel, LSTMLayer, unrolled.LSTM or "
+        'torch.nn.LSTM; it holds one: Stepper(model.get_submodule("1"), ...)',
     ),
     "float64": (
         lambda: MultiLayerLSTM(4, 5, dtype=torch.float64),
@@ -220,7 +221,20 @@ MISTAKES = {
     "two directions": (
         lambda: nn.LSTM(4, 5, bidirectional=True),
         ValueError,
-        "module is bidirectional, and a MultiLayerLSTM runs forward only: expected an nn.LSTM with bidirectional=False",
+        "LSTM is bidirectional: its backward layers begin at a sequence's end, so nothing can go on from the state "
+        "that they leave; a stepper takes models with bidirectional=False",
+    ),
+    "a projection of h": (
+        lambda: LSTMLayer(4, 5, proj_dim=3),
+        ValueError,
+        "h is projected to 3 numbers in every step, which a stepper does not do: call the model for each step, with "
+        "the state that it returned for the one before",
+    ),
+    "a drop-in of two directions": (
+        lambda: LSTM(4, 5, 2, bidirectional=True),
+        ValueError,
+        "LSTM is bidirectional: its backward layers begin at a sequence's end, so nothing can go on from the state "
+        "that they leave; a stepper takes models with bidirectional=False",
     ),
 }
 

@@ -22,7 +22,7 @@ from plain import (
 from torch import Tensor, nn
 from worlds import BACKENDS, dtype_of
 
-from unrolled.layer import LayerTrace
+from unrolled.layer_trace import LayerTrace
 from unrolled.stack import MultiLayerLSTM
 from unrolled.state import LSTMState
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from .config import ConfigError, TrainConfig
     from .corpus import Corpus, CorpusError, Split, builtin_text, read_corpus
     from .disk import DiskWarning
-    from .drop_in import LSTM, DirectionTrace, LSTMTrace
+    from .drop_in import LSTM, LSTMTrace
     from .dynamic import Dynamic, dynamic, gradient_rms, tuned
     from .evaluate import Bars, Counts, Evaluation, PositionCurve, Score, blocks, evaluate, positions, stateful
     from .events import Evaluated, Finished, Saved, SaveFailed, Started, StepDone
@@ -28,12 +28,14 @@ if TYPE_CHECKING:
     from .interop import from_torch, to_torch
     from .keras_weights import from_keras, to_keras
     from .lanes import Lanes, Window
-    from .layer import LayerGradients, LayerTrace, LSTMLayer
+    from .layer import LSTMLayer
+    from .layer_trace import LayerGradients, LayerTrace
     from .lock import LockedError
     from .loss import bits_per_byte, nats, perplexity
     from .model import LanguageModel, ModelConfig
     from .ngram import NGram
     from .onnx_export import ExportError, export_onnx
+    from .onnx_import import from_onnx
     from .ranks import RankError
     from .recurrence import BackendUnavailable, Choice, backends
     from .stack import MultiLayerLSTM, Trace
@@ -58,16 +60,18 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "layer": ("LSTMLayer", "LayerTrace", "LayerGradients"),
+    "layer": ("LSTMLayer",),
+    "layer_trace": ("LayerTrace", "LayerGradients"),
     "stack": ("MultiLayerLSTM", "Trace"),
     "state": ("LSTMState",),
     "stepper": ("Stepper",),
     "calibration": ("Calibration",),
-    "drop_in": ("LSTM", "LSTMTrace", "DirectionTrace"),
+    "drop_in": ("LSTM", "LSTMTrace"),
     "interop": ("from_torch", "to_torch"),
     "keras_weights": ("from_keras", "to_keras"),
     "flax_weights": ("from_flax", "to_flax"),
     "onnx_export": ("export_onnx", "ExportError"),
+    "onnx_import": ("from_onnx",),
     "recurrence": ("backends", "Choice", "BackendUnavailable"),
     "tokens": (
         "ByteTokenizer",
@@ -116,13 +120,13 @@ __all__ = [
     "Calibration",
     "LSTM",
     "LSTMTrace",
-    "DirectionTrace",
     "from_torch",
     "to_torch",
     "from_keras",
     "to_keras",
     "from_flax",
     "to_flax",
+    "from_onnx",
     "export_onnx",
     "ExportError",
     "backends",

@@ -60,8 +60,8 @@ def check_masks(x: Tensor, resets: Any, lengths: Any) -> None:
         _check_lengths(x, lengths)
 
 
-def check_layer_state(h0: Any, c0: Any, hidden_dim: int, like: Tensor) -> int | None:
-    """Check h0 and c0, each [batch, hidden_dim], given together or not at all; return their number of rows."""
+def check_layer_state(h0: Any, c0: Any, widths: tuple[int, int], like: Tensor) -> int | None:
+    """Check h0 and c0, [batch, widths[0]] and [batch, widths[1]], given together or not at all; return their rows."""
     if h0 is None and c0 is None:
         return None
     if h0 is None or c0 is None:
@@ -69,14 +69,14 @@ def check_layer_state(h0: Any, c0: Any, hidden_dim: int, like: Tensor) -> int | 
             raise TypeError(f"h0 is {kind_of(h0)}; a layer takes h and c apart: layer(x, h, c)")
         given, missing = ("c0", "h0") if h0 is None else ("h0", "c0")
         raise ValueError(f"{given} was given without {missing}: pass both, or neither to start from zeros")
-    for name, value in (("h0", h0), ("c0", c0)):
+    for name, value, width in (("h0", h0, widths[0]), ("c0", c0, widths[1])):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is {kind_of(value)}, expected a tensor [batch, {hidden_dim}]")
-        if value.dim() != 2 or value.shape[1] != hidden_dim:
-            hint = ""
-            if value.dim() == 3 and value.shape[2] == hidden_dim:
-                hint = f"; of a stack's state, [layers, batch, hidden], layer k takes {name}[k]"
-            raise ValueError(f"{name} is {shape_of(value)}, expected [batch, hidden] = [batch, {hidden_dim}]{hint}")
+            raise TypeError(f"{name} is {kind_of(value)}, expected a tensor [batch, {width}]")
+        if value.dim() != 2 or value.shape[1] != width:
+            axis, hint = _width_name(name, widths), ""
+            if value.dim() == 3 and value.shape[2] == width:
+                hint = f"; of a stack's state, [layers, batch, {axis}], layer k takes {name}[k]"
+            raise ValueError(f"{name} is {shape_of(value)}, expected [batch, {axis}] = [batch, {width}]{hint}")
         _check_float(name, value, like)
     if h0.shape[0] != c0.shape[0]:
         raise ValueError(f"h0 has {h0.shape[0]} rows and c0 has {c0.shape[0]}; they must be of the same batch")
@@ -84,18 +84,23 @@ def check_layer_state(h0: Any, c0: Any, hidden_dim: int, like: Tensor) -> int | 
     return rows
 
 
-def check_state(state: Any, layers: int, hidden_dim: int, like: Tensor) -> LSTMState:
-    """Check a state, `LSTMState` or a plain (h, c), each [layers, batch, hidden_dim], and return it with its names."""
+def check_state(state: Any, layers: int, directions: int, widths: tuple[int, int], like: Tensor) -> LSTMState:
+    """Check a state, `LSTMState` or a plain (h, c), and return it with its names.
+
+    h is [layers * directions, batch, widths[0]] and c [layers * directions, batch, widths[1]].
+    """
     if isinstance(state, Tensor) or not isinstance(state, (tuple, list)) or len(state) != 2:
         raise TypeError(f"state is {kind_of(state)}, expected LSTMState(h, c) or a pair (h, c); None starts from zeros")
     h, c = state
-    for name, value in (("state.h", h), ("state.c", c)):
+    count = layers * directions
+    for name, value, width in (("state.h", h, widths[0]), ("state.c", c, widths[1])):
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name} is {kind_of(value)}, expected a tensor [{layers}, batch, {hidden_dim}]")
-        if value.dim() != 3 or value.shape[0] != layers or value.shape[2] != hidden_dim:
+            raise TypeError(f"{name} is {kind_of(value)}, expected a tensor [{count}, batch, {width}]")
+        if value.dim() != 3 or value.shape[0] != count or value.shape[2] != width:
+            axes = f"[{'layers' if directions == 1 else '2 * layers'}, batch, {_width_name(name, widths)}]"
             raise ValueError(
-                f"{name} is {shape_of(value)}, expected [layers, batch, hidden] = [{layers}, batch, {hidden_dim}]"
-                f"{_state_hint(name, value, layers, hidden_dim)}; model.zero_state(batch) starts from zeros"
+                f"{name} is {shape_of(value)}, expected {axes} = [{count}, batch, {width}]"
+                f"{_state_hint(name, value, layers, directions, width)}; model.zero_state(batch) starts from zeros"
             )
         _check_float(name, value, like)
     if h.shape[1] != c.shape[1]:
@@ -103,13 +108,20 @@ def check_state(state: Any, layers: int, hidden_dim: int, like: Tensor) -> LSTMS
     return LSTMState(h, c)
 
 
-def _state_hint(name: str, value: Tensor, layers: int, hidden_dim: int) -> str:
-    if value.dim() == 2 and layers == 1 and value.shape[1] == hidden_dim:
+def _width_name(name: str, widths: tuple[int, int]) -> str:
+    return "proj" if widths[0] != widths[1] and name in ("h0", "state.h") else "hidden"
+
+
+def _state_hint(name: str, value: Tensor, layers: int, directions: int, width: int) -> str:
+    count = layers * directions
+    if value.dim() == 2 and count == 1 and value.shape[1] == width:
         return f": {name}.unsqueeze(0) adds the layer axis"
-    if value.dim() != 3 or value.shape[2] != hidden_dim:
+    if value.dim() != 3 or value.shape[2] != width:
         return ""
-    if value.shape[1] == layers:
+    if value.shape[1] == count:
         return f"; is it batch-first? {name}.transpose(0, 1) puts the layers first"
+    if directions == 2:
+        return f": it has {value.shape[0]} and the model {layers} layers, each forward and backward"
     return f": it has {value.shape[0]} layers and the model has {layers}"
 
 

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple, overload
+from functools import partial
+from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils.checkpoint import checkpoint
 
 from . import recurrence
 from .arguments import check_masks, kind_of
+from .directions import Passed, run_layers
+from .layer_trace import LayerGradients, LayerTrace, gradients
 
 _State = tuple[Tensor, Tensor]
-
-
-class DirectionTrace(NamedTuple):
-    """What one direction of one layer computed, at the step of the input that it belongs to, before dropout.
-
-    `h` [batch, time, hidden or proj]; `c` and the activated gates [batch, time, hidden].
-    """
-
-    h: Tensor
-    c: Tensor
-    i: Tensor
-    f: Tensor
-    g: Tensor
-    o: Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,26 +29,23 @@ class LSTMTrace:
 
     output: Tensor | PackedSequence
     state: _State
-    layers: tuple[DirectionTrace, ...]
+    layers: tuple[LayerTrace, ...]
 
+    def gradients(self, loss: Tensor) -> tuple[LayerGradients, ...]:
+        """The total gradients of the scalar `loss`, layer by layer; the graph is kept for a later `loss.backward()`.
 
-class _Call(NamedTuple):
-    """A call's arguments, batch-first: x [B, T, I], h0 and c0 [layers * directions, B, ...], and the masks."""
-
-    x: Tensor
-    h0: Tensor
-    c0: Tensor
-    resets: Tensor | None
-    lengths: Tensor | None
+        Raises RuntimeError if the trace was taken without gradients.
+        """
+        return gradients(self.layers, loss)
 
 
 class LSTM(nn.RNNBase):
     """`torch.nn.LSTM` by its constructor, `forward`, errors, `state_dict` and initial draw; fused, and open.
 
     The arguments are torch's, in torch's order: input_size, hidden_size, num_layers=1, bias=True, batch_first=False,
-    dropout=0.0 (between layers only), bidirectional=False, proj_size=0, device=None, dtype=None. `backend` and `strict`
-    are those of `MultiLayerLSTM`, and attributes that can be set. It is no `nn.LSTM` to `isinstance`, but an
-    `nn.RNNBase`: torch.compile refuses every nn.LSTM.
+    dropout=0.0 (between layers only), bidirectional=False, proj_size=0, device=None, dtype=None. `backend`, `strict`
+    and `recompute` are those of `MultiLayerLSTM`, and attributes that can be set. It is no `nn.LSTM` to `isinstance`,
+    but an `nn.RNNBase`: torch.compile refuses every nn.LSTM.
 
     With `proj_size`, the native kernel cannot run, nor `strict`: BackendUnavailable.
     """
@@ -70,11 +57,12 @@ class LSTM(nn.RNNBase):
         *args: Any,
         backend: str = "auto",
         strict: bool = False,
+        recompute: bool = False,
         **options: Any,
     ) -> None:
         recurrence.check_name(backend)
         super().__init__("LSTM", input_size, hidden_size, *args, **options)
-        self.backend, self.strict = backend, strict
+        self.backend, self.strict, self.recompute = backend, strict, recompute
 
     def flatten_parameters(self) -> None:
         """Do nothing: the parameters are used as they lie."""
@@ -171,11 +159,12 @@ class LSTM(nn.RNNBase):
 
     def extra_repr(self) -> str:
         backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
-        return super().extra_repr() + backend + (", strict=True" if self.strict else "")
+        options = "".join(f", {name}=True" for name in ("strict", "recompute") if getattr(self, name))
+        return super().extra_repr() + backend + options
 
     def _run(
         self, input: Any, hx: Any, resets: Tensor | None, lengths: Tensor | None, *, traced: bool
-    ) -> tuple[Any, _State, tuple[DirectionTrace, ...]]:
+    ) -> tuple[Any, _State, tuple[LayerTrace, ...]]:
         pair = isinstance(hx, (tuple, list)) and len(hx) == 2 and all(isinstance(value, Tensor) for value in hx)
         if hx is not None and not pair:
             raise TypeError(f"hx is {kind_of(hx)}, expected a pair of tensors (h_0, c_0), or None for zeros")
@@ -198,7 +187,7 @@ class LSTM(nn.RNNBase):
         h0, c0 = self._initial(x, hx, None)
         x = x if self.batch_first else x.transpose(0, 1)
         check_masks(x, resets, lengths)
-        output, (h, c), layers = self._layers(_Call(x, h0, c0, resets, lengths), traced=traced)
+        output, (h, c), layers = self._layers(x, (h0, c0), resets, lengths, traced=traced)
         output = output if self.batch_first else output.transpose(0, 1)
         if not batched:
             output, h, c = output.squeeze(batch_axis), h.squeeze(1), c.squeeze(1)
@@ -206,7 +195,7 @@ class LSTM(nn.RNNBase):
 
     def _run_packed(
         self, packed: PackedSequence, hx: Any, resets: Tensor | None, lengths: Tensor | None, *, traced: bool
-    ) -> tuple[PackedSequence, _State, tuple[DirectionTrace, ...]]:
+    ) -> tuple[PackedSequence, _State, tuple[LayerTrace, ...]]:
         """By rows in the order in which they are packed; the masks, the state and the trace are in the rows' own."""
         if lengths is not None:
             raise TypeError("input is a PackedSequence, which has its rows' lengths: leave lengths out")
@@ -226,11 +215,11 @@ class LSTM(nn.RNNBase):
         if resets is not None:
             check_masks(x, resets, None)
             resets = resets if order is None else resets.index_select(0, order)
-        output, state, layers = self._layers(_Call(x, h0, c0, resets, lengths), traced=traced)
+        output, state, layers = self._layers(x, (h0, c0), resets, lengths, traced=traced)
         flat = output.transpose(0, 1).flatten(0, 1)
         flat = flat if places is None else flat.index_select(0, places)
         if original is not None:
-            layers = tuple(DirectionTrace(*(part.index_select(0, original) for part in layer)) for layer in layers)
+            layers = tuple(layer.permuted(original) for layer in layers)
         return PackedSequence(flat, sizes, order, original), self.permute_hidden(state, original), layers
 
     def _initial(self, x: Tensor, hx: Any, batch_sizes: Tensor | None) -> _State:
@@ -244,34 +233,46 @@ class LSTM(nn.RNNBase):
         dtype = self._weight("weight_ih_l0").dtype
         return hx[0].to(dtype), hx[1].to(dtype)
 
-    def _layers(self, call: _Call, *, traced: bool) -> tuple[Tensor, _State, tuple[DirectionTrace, ...]]:
-        """The top layer's h [B, T, directions * width], the state after each row's last step, and what was traced."""
-        x = call.x
-        traces: list[DirectionTrace] = []
-        last_h: list[Tensor] = []
-        last_c: list[Tensor] = []
+    def _layers(
+        self, x: Tensor, state: _State, resets: Tensor | None, lengths: Tensor | None, *, traced: bool
+    ) -> Passed:
+        """`x` [B, T, I] and the masks batch-first."""
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
-        for layer in range(self.num_layers):
-            outputs = []
-            for suffix in suffixes:
-                k = len(last_h)
-                given = _Call(x, call.h0[k], call.c0[k], call.resets, call.lengths)
-                given = _backward(given) if suffix else given
-                parts = self._direction(given, f"_l{layer}{suffix}", traced=traced)
-                last_h.append(recurrence.last_step(parts[0], given.h0, call.lengths))
-                last_c.append(recurrence.last_step(parts[1], given.c0, call.lengths))
-                if suffix:
-                    parts = tuple(_turned(part, call.lengths) for part in (parts if traced else parts[:1]))
-                outputs.append(parts[0])
-                if traced:
-                    traces.append(DirectionTrace(*parts))
-            x = torch.cat(outputs, -1) if self.bidirectional else outputs[0]
-            if layer < self.num_layers - 1:
-                x = F.dropout(x, self.dropout, self.training)
-        return x, (torch.stack(last_h), torch.stack(last_c)), tuple(traces)
+        run = self._trace if traced else self._states
+        layers = [[partial(run, f"_l{k}{suffix}") for suffix in suffixes] for k in range(self.num_layers)]
+        return run_layers(x, state, layers, self._drop, resets=resets, lengths=lengths)
 
-    def _direction(self, call: _Call, suffix: str, *, traced: bool) -> tuple[Tensor, ...]:
-        """h and c of every step, [B, T, ...], and with `traced` the gates i, f, g, o."""
+    def _drop(self, h: Tensor) -> Tensor:
+        return F.dropout(h, self.dropout, self.training)
+
+    def _states(
+        self, suffix: str, x: Tensor, h0: Tensor, c0: Tensor, *, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """h and c of every step of one direction of a layer, [B, T, ...]."""
+        given = (suffix, x, h0, c0, resets, lengths)
+        if self.recompute and torch.is_grad_enabled():
+            h, c = checkpoint(self._run_states, *given, use_reentrant=False, preserve_rng_state=False)
+        else:
+            h, c = self._run_states(*given)
+        return h, c
+
+    def _run_states(
+        self, suffix: str, x: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        w_x, w_h, bias, w_hr = self._weights(suffix)
+        options: dict[str, Any] = {"w_hr": w_hr, "backend": self.backend, "strict": self.strict}
+        return recurrence.states(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
+
+    def _trace(
+        self, suffix: str, x: Tensor, h0: Tensor, c0: Tensor, *, resets: Tensor | None, lengths: Tensor | None
+    ) -> LayerTrace:
+        w_x, w_h, bias, w_hr = self._weights(suffix)
+        options: dict[str, Any] = {"w_hr": w_hr, "backend": self.backend, "strict": self.strict}
+        scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
+        return LayerTrace.of(scanned, (h0, c0), (w_h, w_hr), resets, lengths)
+
+    def _weights(self, suffix: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """W_x, W_h, the bias and W_hr of one direction of a layer, as `recurrence.scan` takes them."""
         # torch's [4 hidden, width] read as [width, 4, hidden]. The input's product takes it as it lies; the recurrence
         # would copy it once for each operator that it goes through, so it is copied here.
         w_x = self._weight(f"weight_ih{suffix}").t().unflatten(1, (4, self.hidden_size))
@@ -280,40 +281,10 @@ class LSTM(nn.RNNBase):
             bias = self._weight(f"bias_ih{suffix}") + self._weight(f"bias_hh{suffix}")
         else:
             bias = w_h.new_zeros(4 * self.hidden_size)
-        bias = bias.unflatten(0, (4, self.hidden_size))
         w_hr = self._weight(f"weight_hr{suffix}").t() if self.proj_size else None
-        run = recurrence.scan if traced else recurrence.states
-        found = run(
-            *(call.x, w_x, w_h, bias, call.h0, call.c0),
-            resets=call.resets,
-            lengths=call.lengths,
-            w_hr=w_hr,
-            backend=self.backend,
-            strict=self.strict,
-        )
-        return (found.h, found.c, *found.gates.unbind(2)) if isinstance(found, recurrence.Scanned) else found
+        return w_x, w_h, bias.unflatten(0, (4, self.hidden_size)), w_hr
 
     def _weight(self, name: str) -> Tensor:
         """By name at every call: it may be a parametrisation's, or one of torch.func's."""
         weight: Tensor = getattr(self, name)
         return weight
-
-
-def _backward(call: _Call) -> _Call:
-    """The call of the direction that reads each row from its end."""
-    resets = call.resets
-    if resets is not None and resets.shape[1] > 0:
-        # It starts afresh once it has passed the first step of a part, before the last one of the part in front.
-        turned = _turned(resets, call.lengths)
-        resets = torch.cat([torch.zeros_like(turned[:, :1]), turned[:, :-1]], 1)
-    return call._replace(x=_turned(call.x, call.lengths), resets=resets)
-
-
-def _turned(values: Tensor, lengths: Tensor | None) -> Tensor:
-    """`values` [B, T, ...] with each row's valid steps in the opposite order, and the others where they are."""
-    if lengths is None:
-        return values.flip(1)
-    steps = torch.arange(values.shape[1], device=values.device)
-    ends = lengths.unsqueeze(1).long()
-    index = torch.where(steps < ends, ends - 1 - steps, steps)
-    return values.gather(1, index.reshape(*index.shape, *(1,) * (values.dim() - 2)).expand_as(values))

@@ -7,23 +7,29 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from .drop_in import LSTM
 from .interop import from_torch
 from .layer import GATES, LSTMLayer
 from .model import LanguageModel
 from .recurrence.step import LayerWeights, StackWeights
 from .stack import MultiLayerLSTM
+from .state import check_carried
 
-Steppable = MultiLayerLSTM | LanguageModel | LSTMLayer | nn.LSTM
-_CLASSES = (LanguageModel, MultiLayerLSTM, LSTMLayer, nn.LSTM)
+Steppable = MultiLayerLSTM | LanguageModel | LSTMLayer | LSTM | nn.LSTM
+_CLASSES = (LanguageModel, MultiLayerLSTM, LSTMLayer, LSTM, nn.LSTM)
 
 
 class Parts(NamedTuple):
-    """What a step goes through, bottom first, and the module that it all belongs to."""
+    """What a step goes through, bottom first, and the module that it all belongs to.
+
+    `layers` are in the order of the state's first axis: with two `directions`, a backward one behind each forward one.
+    """
 
     model: nn.Module
     embedding: nn.Embedding | None
     layers: tuple[LSTMLayer, ...]
     projection: nn.Linear | None
+    directions: int = 1
 
     @property
     def ids_only(self) -> bool:
@@ -36,7 +42,7 @@ class Parts(NamedTuple):
 
     @property
     def output(self) -> int:
-        return self.layers[0].hidden_dim if self.projection is None else self.projection.out_features
+        return self.directions * self.layers[0].h_dim if self.projection is None else self.projection.out_features
 
     def weights(self) -> StackWeights:
         """Copies of all weights, gates side by side."""
@@ -58,28 +64,30 @@ class Runner(NamedTuple):
     noun: str
     call: str
     any_weights: bool = False
+    any_structure: bool = False
 
 
 STEPPER = Runner("a stepper", "Stepper({}, ...)")
 
 
 def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
-    """The parts of `model`; of an `nn.LSTM`, those of the stack that `from_torch` makes of it now.
+    """The parts of `model`; of an `nn.LSTM` or `unrolled.LSTM`, those of the stack that `from_torch` makes of it now.
 
     Raises TypeError for another class, for one that computes something of its own and, unless the runner takes
-    `any_weights`, for weights that are not float32; ValueError for weights that are not on the CPU and for layers of
-    several widths.
+    `any_weights`, for weights that are not float32; ValueError for weights that are not on the CPU, for layers of
+    several widths and, unless the runner takes `any_structure`, for backward layers and a projection of h.
     """
     if not isinstance(model, _CLASSES):
         raise _wrong_class(model, runner)
     if not runner.any_weights:
         _check_weights(model)
-    if isinstance(model, nn.LSTM):
-        _check_forward(model, nn.LSTM, runner)
+    if isinstance(model, nn.LSTM | LSTM):
+        _check_forward(model, LSTM if isinstance(model, LSTM) else nn.LSTM, runner)
         # Dropout between layers, which from_torch asks about, plays no part in evaluation.
-        return Parts(model, None, _layers(from_torch(model, dropout=0.0)), None)
+        return _parts(model, None, from_torch(model, dropout=0.0), runner)
     if isinstance(model, LSTMLayer):
         _check_forward(model, LSTMLayer, runner)
+        _check_structure(model, (model,), runner)
         return Parts(model, None, (model,), None)
     if isinstance(model, LanguageModel):
         _check_forward(model, LanguageModel, runner)
@@ -87,18 +95,20 @@ def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
             _check_embedding(model.embedding, runner)
     stack = model.lstm if isinstance(model, LanguageModel) else model
     _check_forward(stack, MultiLayerLSTM, runner)
-    layers = _layers(stack)
-    _check_layers(layers, runner)
     # An Identity is what people put in a dropout's place for evaluation.
     if not isinstance(stack.dropout, nn.Identity):
         _check_forward(stack.dropout, nn.Dropout, runner)
     if stack.proj is not None:
         _check_forward(stack.proj, nn.Linear, runner)
-    return Parts(model, model.embedding if isinstance(model, LanguageModel) else None, layers, stack.proj)
+    return _parts(model, model.embedding if isinstance(model, LanguageModel) else None, stack, runner)
 
 
-def _layers(stack: MultiLayerLSTM) -> tuple[LSTMLayer, ...]:
-    return tuple(cast(list[LSTMLayer], list(stack.layers)))
+def _parts(model: nn.Module, embedding: nn.Embedding | None, stack: MultiLayerLSTM, runner: Runner) -> Parts:
+    lists = [stack.layers] if stack.reverse_layers is None else [stack.layers, stack.reverse_layers]
+    layers = tuple(cast(LSTMLayer, layer) for both in zip(*lists, strict=True) for layer in both)
+    _check_layers(layers, len(lists), runner)
+    _check_structure(stack if isinstance(model, LanguageModel) else model, layers, runner)
+    return Parts(model, embedding, layers, stack.proj, len(lists))
 
 
 def _projection(projection: nn.Linear | None) -> tuple[Tensor, Tensor] | None:
@@ -120,12 +130,23 @@ def _check_weights(model: nn.Module) -> None:
             )
 
 
-def _check_layers(layers: tuple[LSTMLayer, ...], runner: Runner) -> None:
-    for k, layer in enumerate(layers):
+def _check_structure(model: nn.Module, layers: tuple[LSTMLayer, ...], runner: Runner) -> None:
+    if runner.any_structure:
+        return
+    check_carried(model, runner.noun)
+    if layers[0].proj_dim is not None:
+        raise ValueError(
+            f"h is projected to {layers[0].proj_dim} numbers in every step, which {runner.noun} does not do: call the "
+            "model for each step, with the state that it returned for the one before"
+        )
+
+
+def _check_layers(layers: tuple[LSTMLayer, ...], directions: int, runner: Runner) -> None:
+    for n, layer in enumerate(layers):
         _check_forward(layer, LSTMLayer, runner)
-        hidden = layers[0].hidden_dim
-        expected = (layers[0].input_dim if k == 0 else hidden, hidden)
-        if (layer.input_dim, layer.hidden_dim) != expected:
+        k, hidden, width = n // directions, layers[0].hidden_dim, layers[0].h_dim
+        expected = (directions * width if k else layers[0].input_dim, hidden, width)
+        if (layer.input_dim, layer.hidden_dim, layer.h_dim) != expected:
             raise ValueError(
                 f"layer {k} has input_dim={layer.input_dim} and hidden_dim={layer.hidden_dim}, expected {expected[0]} "
                 f"and {expected[1]}: {runner.noun}'s layers have one hidden width; "
@@ -155,14 +176,12 @@ def _wrong_class(model: Any, runner: Runner) -> TypeError:
     hint = ""
     if isinstance(model, nn.LSTMCell):
         hint = "; an LSTMCell is the layer unrolled.from_torch(model)"
-    elif isinstance(model, nn.RNNBase) and model.mode == "LSTM":
-        hint = "; this one is the library's: give its sizes and its state_dict to a torch.nn.LSTM"
     elif isinstance(model, nn.Module):
         inside = [path for path, part in model.named_modules() if isinstance(part, _CLASSES)]
         if inside:
             holder = f'model.get_submodule("{inside[0]}")'
             hint = f"; it holds one: {runner.call.format(holder)}"
     return TypeError(
-        f"model is of type {type(model).__name__}, expected a MultiLayerLSTM, LanguageModel, LSTMLayer or "
-        f"torch.nn.LSTM{hint}"
+        f"model is of type {type(model).__name__}, expected a MultiLayerLSTM, LanguageModel, LSTMLayer, "
+        f"unrolled.LSTM or torch.nn.LSTM{hint}"
     )

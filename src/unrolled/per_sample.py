@@ -71,6 +71,11 @@ def prepare(model: nn.Module) -> nn.Module:
                 "parametrisation off first (torch.nn.utils.parametrize.remove_parametrizations), or use "
                 "torch.func.vmap(torch.func.grad(loss)), which takes both"
             )
+        if layer.proj_dim is not None:
+            raise ValueError(
+                f"a layer has proj_dim={layer.proj_dim}, and Opacus' hooks here know the twelve parameters of a layer "
+                "without a projection of h; use torch.func.vmap(torch.func.grad(loss)), which takes both"
+            )
     for module in model.modules():
         if isinstance(module, MultiLayerLSTM) and module.strict and module.proj is not None:
             raise ValueError("Opacus does not see the projection of a strict stack: model.strict = False")

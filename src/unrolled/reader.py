@@ -13,7 +13,7 @@ from torch import Tensor
 from .model import LanguageModel, evaluating
 from .parts import take_apart
 from .recurrence.native import missing
-from .state import LSTMState
+from .state import LSTMState, check_carried
 from .stepper import Stepper
 
 State = LSTMState | tuple[Tensor, Tensor] | None
@@ -81,6 +81,7 @@ class Reader:
             self._take(model)
 
     def _take(self, model: LanguageModel) -> None:
+        check_carried(model.lstm if isinstance(model, LanguageModel) else model, "generate")
         self._model, self._stepper = model, None
         if not _can_be_stepped(model):
             return

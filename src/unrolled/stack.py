@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from . import recurrence
 from .arguments import check_input, check_same_rows, check_state
-from .layer import LayerGradients, LayerTrace, LSTMLayer, gradients
+from .directions import Passed, run_layers
+from .layer import LSTMLayer
+from .layer_trace import LayerGradients, LayerTrace, gradients
 from .state import LSTMState
 
 
@@ -18,7 +20,9 @@ from .state import LSTMState
 class Trace:
     """A stack's computation, opened: its output, its final state, and every layer's h, c and gates, bottom first.
 
-    A layer's h is the undropped one, as it is carried; the layer above saw it after dropout.
+    With `bidirectional`, `layers` are in the order of the state's first axis: layer 0 forward, layer 0 backward, layer
+    1 forward, and so on, each at the steps of its input. A layer's h is the undropped one, as it is carried; the layer
+    above saw it after dropout.
     """
 
     output: Tensor
@@ -42,8 +46,11 @@ class MultiLayerLSTM(nn.Module):
 
     Dropout (a fresh mask for every element) lies between layers and before the projection, never on the recurrence.
     `output_dim`: "input" projects back to the input's width, an int to another one, None leaves the projection out, and
-    the output is then the top layer's h after dropout. `strict` and `recompute` are the layers', and `strict` holds for
-    the projection too.
+    the output is then the top layer's h after dropout. `proj_dim`, `strict` and `recompute` are the layers', and
+    `strict` holds for the projection of the output too.
+
+    `bidirectional`: every layer k has a second one, `reverse_layers[k]`, which reads each row from its end to its
+    beginning. What goes to the next layer, and comes out, is both h of a step side by side, forward first.
     """
 
     def __init__(
@@ -54,6 +61,8 @@ class MultiLayerLSTM(nn.Module):
         dropout: float = 0.0,
         *,
         output_dim: int | Literal["input"] | None = "input",
+        proj_dim: int | None = None,
+        bidirectional: bool = False,
         backend: str = "auto",
         strict: bool = False,
         recompute: bool = False,
@@ -64,25 +73,22 @@ class MultiLayerLSTM(nn.Module):
         if num_layers < 1:
             raise ValueError(f"num_layers={num_layers} must be at least 1")
         self.input_dim, self.hidden_dim, self.num_layers = input_dim, hidden_dim, num_layers
+        self.proj_dim, self.bidirectional = proj_dim, bidirectional
         self.output_dim = input_dim if output_dim == "input" else output_dim
         if self.output_dim is not None and (isinstance(self.output_dim, str) or self.output_dim < 1):
             raise ValueError(f'output_dim={output_dim!r} must be at least 1, "input" (the input\'s width) or None')
-        self.layers = nn.ModuleList(
-            LSTMLayer(
-                input_dim if k == 0 else hidden_dim,
-                hidden_dim,
-                backend=backend,
-                strict=strict,
-                recompute=recompute,
-                device=device,
-                dtype=dtype,
-            )
-            for k in range(num_layers)
-        )
+        options: dict[str, Any] = {"backend": backend, "strict": strict, "recompute": recompute}
+        options |= {"proj_dim": proj_dim, "device": device, "dtype": dtype}
+        # What a layer hands up: h, of both directions side by side.
+        width = (hidden_dim if proj_dim is None else proj_dim) * (2 if bidirectional else 1)
+
+        def new_layers() -> nn.ModuleList:
+            return nn.ModuleList(LSTMLayer(width if k else input_dim, hidden_dim, **options) for k in range(num_layers))
+
+        self.layers = new_layers()
+        self.reverse_layers = new_layers() if bidirectional else None
         self.dropout = nn.Dropout(dropout)
-        self.proj = (
-            None if self.output_dim is None else nn.Linear(hidden_dim, self.output_dim, device=device, dtype=dtype)
-        )
+        self.proj = None if self.output_dim is None else nn.Linear(width, self.output_dim, device=device, dtype=dtype)
         self._draw_projection()
 
     @property
@@ -125,9 +131,10 @@ class MultiLayerLSTM(nn.Module):
         self._draw_projection()
 
     def zero_state(self, batch: int) -> LSTMState:
-        """Zeros [layers, batch, hidden] on the weights' device and in their dtype."""
+        """Zeros, as in `LSTMState`, on the weights' device and in their dtype."""
         like = self._layers()[0].b_f
-        return LSTMState.zeros(self.num_layers, batch, self.hidden_dim, device=like.device, dtype=like.dtype)
+        count = len(self._layers())
+        return LSTMState.zeros(count, batch, self.hidden_dim, proj=self.proj_dim, device=like.device, dtype=like.dtype)
 
     def forward(
         self,
@@ -139,19 +146,16 @@ class MultiLayerLSTM(nn.Module):
     ) -> tuple[Tensor, LSTMState]:
         """One output row for each input step, [batch, time, output], and the state after the last valid step.
 
-        `x`: floats [batch, time, input] or ids [batch, time]; `state`: h and c, each [layers, batch, hidden], zeros if
-        None; `resets` bool [batch, time]: that row starts from zeros before that step; `lengths` [batch]: the row's
-        valid steps, after which the output is the projection's bias. Raises TypeError, ValueError or IndexError for
-        arguments that do not fit.
+        `x`: floats [batch, time, input] or ids [batch, time]; `state`: as in `LSTMState`, zeros if None; `resets` bool
+        [batch, time]: that row starts from zeros before that step; `lengths` [batch]: the row's valid steps, after
+        which the output is the projection's bias. Raises TypeError, ValueError or IndexError for arguments that do not
+        fit.
+
+        A backward layer begins at each row's end, from its part of `state`, and starts afresh wherever the forward one
+        does: what lies on either side of a reset does not see the other. Its last step is the row's first.
         """
-        state = self._initial(x, state)
-        last_h, last_c = [], []
-        for layer, h0, c0 in zip(self.layers, state.h, state.c, strict=True):
-            h, c = layer(x, h0, c0, resets=resets, lengths=lengths)
-            last_h.append(recurrence.last_step(h, h0, lengths))
-            last_c.append(recurrence.last_step(c, c0, lengths))
-            x = self.dropout(h)
-        return self._project(x), LSTMState(torch.stack(last_h), torch.stack(last_c))
+        passed = self._run(x, state, resets, lengths, traced=False)
+        return self._project(self.dropout(passed.h)), passed.state
 
     def trace(
         self,
@@ -162,19 +166,31 @@ class MultiLayerLSTM(nn.Module):
         lengths: Tensor | None = None,
     ) -> Trace:
         """`forward`, opened: the same computation, dropout included, with every layer's gates. Arguments as there."""
-        state = self._initial(x, state)
-        traces = []
-        for layer, h0, c0 in zip(self._layers(), state.h, state.c, strict=True):
-            traces.append(layer.trace(x, h0, c0, resets=resets, lengths=lengths))
-            x = self.dropout(traces[-1].h)
-        last_h, last_c = zip(*(trace.state for trace in traces), strict=True)
-        return Trace(self._project(x), LSTMState(torch.stack(last_h), torch.stack(last_c)), tuple(traces))
+        passed = self._run(x, state, resets, lengths, traced=True)
+        return Trace(self._project(self.dropout(passed.h)), passed.state, passed.traces)
 
     def extra_repr(self) -> str:
-        return f"{self.input_dim}, {self.hidden_dim}, num_layers={self.num_layers}"
+        projection = "" if self.proj_dim is None else f", proj_dim={self.proj_dim}"
+        both = ", bidirectional=True" if self.bidirectional else ""
+        return f"{self.input_dim}, {self.hidden_dim}, num_layers={self.num_layers}{projection}{both}"
 
     def _layers(self) -> list[LSTMLayer]:
-        return list(self.layers)  # type: ignore[arg-type]
+        """All of them, backward ones last: the order in which they are drawn."""
+        return [*self.layers, *(self.reverse_layers or ())]
+
+    def _run(
+        self,
+        x: Tensor,
+        state: LSTMState | tuple[Tensor, Tensor] | None,
+        resets: Tensor | None,
+        lengths: Tensor | None,
+        *,
+        traced: bool,
+    ) -> Passed:
+        directions = [self.layers] if self.reverse_layers is None else [self.layers, self.reverse_layers]
+        state = self._initial(x, state)
+        layers = [[layer.trace if traced else layer for layer in both] for both in zip(*directions, strict=True)]
+        return run_layers(x, state, layers, self.dropout, resets=resets, lengths=lengths)
 
     def _draw_projection(self) -> None:
         if self.proj is not None:
@@ -186,7 +202,8 @@ class MultiLayerLSTM(nn.Module):
         check_input(x, self.input_dim, like)
         if state is None:
             return self.zero_state(x.shape[0])
-        state = check_state(state, self.num_layers, self.hidden_dim, like)
+        widths = self._layers()[0].h_dim, self.hidden_dim
+        state = check_state(state, self.num_layers, 2 if self.bidirectional else 1, widths, like)
         check_same_rows(x, state.h.shape[1], of_stack=True)
         return state
 

@@ -13,7 +13,11 @@ Rows = SupportsIndex | slice | list[int] | Tensor
 
 
 class LSTMState(NamedTuple):
-    """Hidden state `h` and cell state `c`, each [layers, batch, hidden]."""
+    """Hidden state `h` and cell state `c`, each [layers, batch, hidden].
+
+    A projected h is [layers, batch, proj]. A bidirectional model has two of each layer, forward and backward:
+    [2 * layers, batch, ...], layer 0 forward, layer 0 backward, layer 1 forward, and so on.
+    """
 
     h: Tensor
     c: Tensor
@@ -25,12 +29,16 @@ class LSTMState(NamedTuple):
         batch: int,
         hidden: int,
         *,
+        proj: int | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> LSTMState:
-        """The state before the first step; `h` and `c` do not share memory."""
-        shape = (layers, batch, hidden)
-        return cls(torch.zeros(shape, device=device, dtype=dtype), torch.zeros(shape, device=device, dtype=dtype))
+        """The state before the first step; `h` and `c` do not share memory. `proj`: the width of a projected h."""
+        h, c = (
+            torch.zeros((layers, batch, width), device=device, dtype=dtype)
+            for width in (hidden if proj is None else proj, hidden)
+        )
+        return cls(h, c)
 
     def detach(self) -> LSTMState:
         """The same numbers, cut off from the graph: what is carried from one training window to the next."""
@@ -52,6 +60,15 @@ class LSTMState(NamedTuple):
     def to(self, *args: Any, **kwargs: Any) -> LSTMState:
         """`Tensor.to` on both."""
         return LSTMState(self.h.to(*args, **kwargs), self.c.to(*args, **kwargs))
+
+
+def check_carried(model: object, who: str) -> None:
+    """Raise ValueError for a bidirectional model, which leaves no state to go on from; `who` would have gone on."""
+    if getattr(model, "bidirectional", False):
+        raise ValueError(
+            f"{type(model).__name__} is bidirectional: its backward layers begin at a sequence's end, so nothing can "
+            f"go on from the state that they leave; {who} takes models with bidirectional=False"
+        )
 
 
 def mapped(state: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from .model import evaluating
-from .state import mapped
+from .model import LanguageModel, evaluating
+from .state import check_carried, mapped
 
 # Whatever of tensors, tuples, lists and dicts a model returns; None means its own beginning.
 State = Any
@@ -39,6 +39,7 @@ class StateLayout:
 
         Raises ValueError or TypeError, with what is expected, for a model that is not as `Recurrent` says.
         """
+        check_carried(model.lstm if isinstance(model, LanguageModel) else model, "training")
         cuda = [device] if device.type == "cuda" else []
         with torch.no_grad(), evaluating(model), torch.random.fork_rng(devices=cuda):
             states = [_called(model, lanes, vocabulary, device) for lanes in (2, 3)]

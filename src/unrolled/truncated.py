@@ -9,7 +9,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from .state import Rows, mapped
+from .state import Rows, check_carried, mapped
 
 _INDICES = (torch.int8, torch.int16, torch.int32, torch.int64)
 
@@ -87,8 +87,10 @@ class CarriedState:
     def warm_up(self, model: Callable[..., tuple[Any, Any]], x: Tensor, **arguments: Any) -> None:
         """Read x [batch, time, ...] without gradients, `model(x, state, **arguments)`, and keep only the state.
 
-        The model runs in its own mode, dropout included. An x of no steps changes nothing.
+        The model runs in its own mode, dropout included. An x of no steps changes nothing. ValueError for a
+        bidirectional model.
         """
+        check_carried(model, "CarriedState")
         if x.shape[1]:
             with torch.no_grad():
                 _, self.state = model(x, self.state, **arguments)
