@@ -1,12 +1,13 @@
 """The table of features leads somewhere: every "yes" to a test or a benchmark that there is, every "no" to a reason.
 
-A test that is named on any page (a link to a file of tests, whose text is the test's name) must be in that file.
+A test that any page names must be there: in the file that its name is a link to, or, without a link, in one of them.
 """
 
 from __future__ import annotations
 
 import ast
 import functools
+import re
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -18,6 +19,7 @@ from test_docs import PAGES, ROOT, page_name, parse
 
 FEATURES = ROOT / "docs/features.md"
 BENCHMARKS = "performance.md#"
+NAME = re.compile(r"test_\w+")
 # "not written" and a few words on what to do instead: less is no reason.
 SHORTEST_REASON = 10
 
@@ -69,20 +71,28 @@ def names_in(path: Path) -> frozenset[str]:
     return frozenset(name for name in functions if name.startswith("test_"))
 
 
+@functools.cache
+def all_names() -> frozenset[str]:
+    return frozenset().union(*map(names_in, (ROOT / "tests").glob("*.py")))
+
+
 def missing_tests(text: str, folder: Path) -> list[str]:
-    """Of the links into files of tests, those whose text is no test of that file."""
+    """The links into files of tests whose text is neither a test of that file nor its name, and names of no test."""
     found = []
     for token in parse(text):
         for link in links(token):
             path = (folder / urlsplit(link.target).path).resolve()
-            named = path.parent == ROOT / "tests" and path.name.startswith("test_")
+            named = path.parent == ROOT / "tests" and path.name.startswith("test_") and link.text != path.name
             if named and not (path.exists() and link.text in names_in(path)):
                 found.append(f"{link.text}: no such test in {link.target}")
+        spans = {part.content for part in token.children or () if part.type == "code_inline"}
+        names = {span for span in spans if NAME.fullmatch(span)} - {link.text for link in links(token)}
+        found += [f"{name}: no such test" for name in sorted(names - all_names())]
     return found
 
 
 def is_evidence(link: Link) -> bool:
-    return link.text.startswith("test_") or link.target.startswith(BENCHMARKS)
+    return bool(NAME.fullmatch(link.text)) or link.target.startswith(BENCHMARKS)
 
 
 def unfounded(text: str) -> list[str]:
@@ -170,3 +180,6 @@ def test_an_answer_without_what_it_needs_is_found(before: str, after: str, wrong
 def test_a_test_that_was_renamed_is_found(renamed: str) -> None:
     found = missing_tests(SAMPLE.replace("test_one_step_by_hand", renamed), ROOT / "docs")
     assert found == [f"{renamed}: no such test in ../tests/test_reference.py"] * 2
+    assert missing_tests("See `test_one_step_by_hand` and `test_one_step_by_foot`.", ROOT / "docs") == [
+        "test_one_step_by_foot: no such test"
+    ]
