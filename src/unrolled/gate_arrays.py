@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from .interop import check_has_place
 from .layer import GATES, LSTMLayer
 from .stack import MultiLayerLSTM
 
@@ -79,6 +80,7 @@ def stack_of(layers: Sequence[GateArrays], names: Sequence[str], call: str) -> M
 
 def arrays_of(layer: LSTMLayer) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
     """Copies of a layer's w_x, w_h and bias as in `GateArrays`; bfloat16, which NumPy lacks, as float32, exactly."""
+    check_has_place(layer, "a layer of Keras or Flax")
     with torch.no_grad():
         w_x, w_h, bias = (
             torch.cat([getattr(layer, f"{kind}{gate}") for gate in GATES], -1) for kind in ("W_x", "W_h", "b_")

@@ -12,6 +12,7 @@ from typing import Any, cast, overload
 import torch
 from torch import Tensor, nn
 
+from .cell_options import IN_THE_LAYER
 from .drop_in import LSTM
 from .layer import GATES, LSTMLayer
 from .stack import MultiLayerLSTM
@@ -73,8 +74,8 @@ def to_torch(model: MultiLayerLSTM | LSTMLayer | LSTM) -> nn.LSTM:
     goes into `bias_ih`; `bias_hh` is zero and frozen: if both trained, their sum would move twice as far as our one.
 
     Raises TypeError for another kind of module; ValueError for layers of several widths, for a projection that is not
-    narrower than c, which torch refuses, and for a layer some of whose gates are frozen and some not, since torch has
-    one parameter for all four.
+    narrower than c, which torch refuses, for options that torch has no place for, and for a layer some of whose gates
+    are frozen and some not, since torch has one parameter for all four.
     """
     if isinstance(model, LSTM):
         return _as_torch(model)
@@ -88,13 +89,21 @@ def to_torch(model: MultiLayerLSTM | LSTMLayer | LSTM) -> nn.LSTM:
         expected = "a MultiLayerLSTM, an LSTMLayer or an unrolled.LSTM"
         raise _wrong_type("to_torch(model", model, (MultiLayerLSTM, LSTMLayer, LSTM), expected)
     _check_widths(layers, 2 if both else 1)
+    for _, layer in layers:
+        check_has_place(layer, "an nn.LSTM")
     first = layers[0][1]
-    shape, like = (first.input_dim, first.hidden_dim, len(layers) // (2 if both else 1)), first.b_f
+    shape, like = (first.input_dim, first.hidden_dim, len(layers) // (2 if both else 1)), first.W_xo
     options: dict[str, Any] = {"bidirectional": both, "proj_size": first.proj_dim or 0, "dropout": dropout}
     lstm = nn.LSTM(*shape, batch_first=True, **options, device="meta", dtype=like.dtype).to_empty(device=like.device)
     for suffix, layer in layers:
         _pack(layer, suffix, lstm)
     return lstm.train(model.training)
+
+
+def check_has_place(layer: LSTMLayer, noun: str) -> None:
+    """ValueError where the layer is other than `noun` can be."""
+    if changed := layer.options.changed(IN_THE_LAYER):
+        raise ValueError(f"the layer has {changed}, which {noun} has no place for: build the model without")
 
 
 def _named(model: MultiLayerLSTM) -> Iterator[tuple[str, LSTMLayer]]:

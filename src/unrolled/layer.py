@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +10,9 @@ from torch.utils.checkpoint import checkpoint
 
 from . import recurrence
 from .arguments import check_input, check_layer_state, check_masks, check_same_rows
+from .cell_options import LayerKeywords, LayerOptions
 from .layer_trace import LayerTrace
+from .recurrence import Cell
 
 # The order in which parameters are registered and drawn: part of the state_dict's and the seeds' contract.
 _DRAWN = ("f", "i", "o", "g")
@@ -26,6 +28,8 @@ class LSTMLayer(nn.Module):
 
     `proj_dim`: h is projected in every step by `W_hr` [hidden, proj] (Xavier-uniform), h_t = (o * tanh(c_t)) W_hr, and
     `W_h*` are [proj, hidden] (Sak, Senior & Beaufays 2014). The native kernel does not have it, nor `strict`.
+
+    `options`: what is otherwise in this layer, by the names of `LayerOptions`.
 
     `strict`: every row has the same bits in any batch, chunk or thread count. `recompute`: training keeps h and c only,
     and the backward pass makes the gates again, for one forward pass more.
@@ -44,6 +48,9 @@ class LSTMLayer(nn.Module):
     W_hg: nn.Parameter
     b_g: nn.Parameter
     W_hr: nn.Parameter
+    p_i: nn.Parameter
+    p_f: nn.Parameter
+    p_o: nn.Parameter
 
     def __init__(
         self,
@@ -56,8 +63,10 @@ class LSTMLayer(nn.Module):
         recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Unpack[LayerKeywords],
     ) -> None:
         super().__init__()
+        self.options = LayerOptions(**options)
         if input_dim < 1 or hidden_dim < 1:
             raise ValueError(f"input_dim={input_dim} and hidden_dim={hidden_dim} must both be at least 1")
         if proj_dim is not None and proj_dim < 1:
@@ -65,15 +74,8 @@ class LSTMLayer(nn.Module):
         recurrence.check_name(backend)
         self.input_dim, self.hidden_dim, self.proj_dim = input_dim, hidden_dim, proj_dim
         self.backend, self.strict, self.recompute = backend, strict, recompute
-        for gate in _DRAWN:
-            for name, shape in (
-                (f"W_x{gate}", (input_dim, hidden_dim)),
-                (f"W_h{gate}", (self.h_dim, hidden_dim)),
-                (f"b_{gate}", (hidden_dim,)),
-            ):
-                self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
-        if proj_dim is not None:
-            self.W_hr = nn.Parameter(torch.empty(hidden_dim, proj_dim, device=device, dtype=dtype))
+        for name, shape in self._shapes().items():
+            self.register_parameter(name, nn.Parameter(torch.empty(shape, device=device, dtype=dtype)))
         self.reset_parameters()
 
     @property
@@ -82,13 +84,15 @@ class LSTMLayer(nn.Module):
         return self.hidden_dim if self.proj_dim is None else self.proj_dim
 
     def reset_parameters(self) -> None:
-        """Draw every matrix anew and zero the biases."""
-        for gate in _DRAWN:
-            nn.init.xavier_uniform_(getattr(self, f"W_x{gate}"))
-            nn.init.xavier_uniform_(getattr(self, f"W_h{gate}"))
-            nn.init.zeros_(getattr(self, f"b_{gate}"))
-        if self.proj_dim is not None:
-            nn.init.xavier_uniform_(self.W_hr)
+        """Draw every matrix anew, and put biases and peepholes where they start."""
+        for name in self._shapes():
+            parameter = getattr(self, name)
+            if name.startswith("W_h") and name != "W_hr" and self.options.recurrent_init == "orthogonal":
+                nn.init.orthogonal_(parameter)
+            elif name.startswith("W_"):
+                nn.init.xavier_uniform_(parameter)
+            else:
+                nn.init.constant_(parameter, self.options.forget_bias if name == "b_f" else 0.0)
 
     def forward(
         self,
@@ -123,30 +127,33 @@ class LSTMLayer(nn.Module):
         """`forward`, opened: the same computation with its gates. The arguments are those of `forward`."""
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
         w_x, w_h, bias = self._weights()
-        w_hr = self._w_hr()
-        options: dict[str, Any] = {"w_hr": w_hr, "backend": self.backend, "strict": self.strict}
+        w_hr, cell = self._w_hr(), self._cell()
+        options: dict[str, Any] = {"w_hr": w_hr, "cell": cell, "backend": self.backend, "strict": self.strict}
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
-        return LayerTrace.of(scanned, (h0, c0), (w_h, w_hr), resets, lengths)
+        return LayerTrace.of(scanned, (h0, c0), (w_h, w_hr, cell), resets, lengths)
 
     def extra_repr(self) -> str:
         backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
         options = "".join(f", {name}=True" for name in ("strict", "recompute") if getattr(self, name))
         projection = "" if self.proj_dim is None else f", proj_dim={self.proj_dim}"
-        return f"{self.input_dim}, {self.hidden_dim}{projection}{backend}{options}"
+        changed = self.options.changed()
+        cell = f", {changed}" if changed else ""
+        return f"{self.input_dim}, {self.hidden_dim}{projection}{cell}{backend}{options}"
 
     def _states(
         self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
         w_x, w_h, bias = self._weights()
-        options: dict[str, Any] = {"w_hr": self._w_hr(), "backend": self.backend, "strict": self.strict}
-        return recurrence.states(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
+        options: dict[str, Any] = {"w_hr": self._w_hr(), "cell": self._cell(), "backend": self.backend}
+        masks = {"resets": resets, "lengths": lengths}
+        return recurrence.states(x, w_x, w_h, bias, h0, c0, **masks, **options, strict=self.strict)
 
     def _initial(
         self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The state to start from, after all arguments have been checked."""
-        like = self.b_f
+        like = self.W_xo
         rows = check_layer_state(h0, c0, (self.h_dim, self.hidden_dim), like)
         check_input(x, self.input_dim, like)
         check_same_rows(x, rows, of_stack=False)
@@ -157,11 +164,42 @@ class LSTMLayer(nn.Module):
         return h0.to(like.dtype), c0.to(like.dtype)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W_x [I, 4, H], W_h [H, 4, H] (of a projected h, [P, 4, H]) and b [4, H]."""
-        w_x, w_h, bias = (
-            torch.stack([getattr(self, f"{kind}{gate}") for gate in GATES], -2) for kind in ("W_x", "W_h", "b_")
-        )
-        return w_x, w_h, bias
+        """W_x [I, 4, H], W_h [H, 4, H] (of a projected h, [P, 4, H]) and b [4, H], those of f too where it is 1 - i."""
+        w_x, w_h = (torch.stack([self._of_gate(kind, gate) for gate in GATES], -2) for kind in ("W_x", "W_h"))
+        if not self.options.bias:
+            return w_x, w_h, w_h.new_zeros(4, self.hidden_dim)
+        return w_x, w_h, torch.stack([self._of_gate("b_", gate) for gate in GATES], -2)
+
+    def _of_gate(self, kind: str, gate: str) -> Tensor:
+        if gate == "f" and self.options.coupled:
+            # Of both gate functions, that of -x is 1 less that of x.
+            mirrored: Tensor = -getattr(self, f"{kind}i")
+            return mirrored
+        parameter: Tensor = getattr(self, f"{kind}{gate}")
+        return parameter
+
+    def _cell(self) -> Cell:
+        """The options that the recurrence has to be told of."""
+        chosen, peephole = self.options, None
+        if chosen.peephole:
+            peephole = torch.stack([self._of_gate("p_", gate) for gate in ("i", "f", "o")])
+        hard, relu = chosen.gate_activation == "hard_sigmoid", chosen.activation == "relu"
+        return Cell(peephole, chosen.cell_clip or 0.0, hard, relu)
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every parameter's, in the order of registration."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        gates = [gate for gate in _DRAWN if not (gate == "f" and self.options.coupled)]
+        for gate in gates:
+            shapes[f"W_x{gate}"] = (self.input_dim, self.hidden_dim)
+            shapes[f"W_h{gate}"] = (self.h_dim, self.hidden_dim)
+            if self.options.bias:
+                shapes[f"b_{gate}"] = (self.hidden_dim,)
+        if self.options.peephole:
+            shapes |= {f"p_{gate}": (self.hidden_dim,) for gate in gates if gate != "g"}
+        if self.proj_dim is not None:
+            shapes["W_hr"] = (self.hidden_dim, self.proj_dim)
+        return shapes
 
     def _w_hr(self) -> Tensor | None:
         return None if self.proj_dim is None else self.W_hr

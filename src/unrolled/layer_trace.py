@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from . import recurrence
-from .recurrence import Scanned
+from .recurrence import Cell, Scanned
 from .reversal import turned
 
 
 class LayerGradients(NamedTuple):
     """The total gradients of a loss in one layer, later steps included, each of the shape of the trace's field.
 
-    `h` and `c`: dL/dh_t and dL/dc_t. `i`, `f`, `g`, `o`: with respect to the gates' pre-activations.
+    `h` and `c`: dL/dh_t and dL/dc_t. `i`, `f`, `g`, `o`: with respect to the gates' pre-activations. Of a coupled cell
+    the pre-activation of f is that of i, negated: `i - f` is what goes on to the weights of i.
     """
 
     h: Tensor
@@ -46,6 +47,7 @@ class LayerTrace:
     _scanned: Scanned
     _w_h: Tensor
     _w_hr: Tensor | None
+    _cell: Cell
     _resets: Tensor | None
     _lengths: Tensor | None
     _compiled: bool
@@ -56,11 +58,11 @@ class LayerTrace:
     def of(
         scanned: Scanned,
         initial: tuple[Tensor, Tensor],
-        recurrent: tuple[Tensor, Tensor | None],
+        recurrent: tuple[Tensor, Tensor | None, Cell],
         resets: Tensor | None,
         lengths: Tensor | None,
     ) -> LayerTrace:
-        """Of what a scan gave, from its `initial` h and c and `recurrent` weights, W_h and W_hr."""
+        """Of what a scan gave, from its `initial` h and c and `recurrent` weights, W_h and W_hr, and cell."""
         i, f, g, o = scanned.gates.unbind(2)
         h0, c0 = initial
         last = recurrence.last_step(scanned.h, h0, lengths), recurrence.last_step(scanned.c, c0, lengths)
@@ -138,6 +140,7 @@ def _totals(trace: LayerTrace, grad_h: Tensor | None, grad_c: Tensor | None, gra
         trace._resets,
         trace._lengths,
         trace._w_hr,
+        trace._cell,
     )
     totals = LayerGradients(dh, dc, *dpre.unbind(2))
     for place in trace._places:

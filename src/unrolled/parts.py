@@ -7,9 +7,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor, nn
 
+from .cell_options import IN_THE_CELL
 from .drop_in import LSTM
 from .interop import from_torch
-from .layer import GATES, LSTMLayer
+from .layer import LSTMLayer
 from .model import LanguageModel
 from .recurrence.step import LayerWeights, StackWeights
 from .stack import MultiLayerLSTM
@@ -47,15 +48,9 @@ class Parts(NamedTuple):
     def weights(self) -> StackWeights:
         """Copies of all weights, gates side by side."""
         with torch.inference_mode(False), torch.no_grad():
-            layers = tuple(
-                LayerWeights(*(torch.stack([getattr(layer, f"{kind}{gate}") for gate in GATES], -2) for kind in _KINDS))
-                for layer in self.layers
-            )
+            layers = tuple(LayerWeights(*layer._weights()) for layer in self.layers)
             embedding = None if self.embedding is None else self.embedding.weight.clone()
             return StackWeights(layers, _projection(self.projection), embedding)
-
-
-_KINDS = ("W_x", "W_h", "b_")
 
 
 class Runner(NamedTuple):
@@ -75,7 +70,8 @@ def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
 
     Raises TypeError for another class, for one that computes something of its own and, unless the runner takes
     `any_weights`, for weights that are not float32; ValueError for weights that are not on the CPU, for layers of
-    several widths and, unless the runner takes `any_structure`, for backward layers and a projection of h.
+    several widths, for a cell with options and, unless the runner takes `any_structure`, for backward layers and a
+    projection of h.
     """
     if not isinstance(model, _CLASSES):
         raise _wrong_class(model, runner)
@@ -131,6 +127,12 @@ def _check_weights(model: nn.Module) -> None:
 
 
 def _check_structure(model: nn.Module, layers: tuple[LSTMLayer, ...], runner: Runner) -> None:
+    for layer in layers:
+        if changed := layer.options.changed(IN_THE_CELL):
+            raise ValueError(
+                f"a layer has {changed}, which {runner.noun} does not compute: call the model for each step, with the "
+                "state that it returned for the one before"
+            )
     if runner.any_structure:
         return
     check_carried(model, runner.noun)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from . import recurrence
+from .cell_options import IN_THE_LAYER
 from .layer import GATES, LSTMLayer
 from .stack import MultiLayerLSTM
 
@@ -70,6 +71,11 @@ def prepare(model: nn.Module) -> nn.Module:
                 f"Opacus goes by a module's class, and {type(layer).__name__} is not LSTMLayer itself: take a "
                 "parametrisation off first (torch.nn.utils.parametrize.remove_parametrizations), or use "
                 "torch.func.vmap(torch.func.grad(loss)), which takes both"
+            )
+        if changed := layer.options.changed(IN_THE_LAYER):
+            raise ValueError(
+                f"a layer has {changed}, and Opacus' hooks here know the twelve parameters of a plain layer; use "
+                "torch.func.vmap(torch.func.grad(loss)), which takes any"
             )
         if layer.proj_dim is not None:
             raise ValueError(

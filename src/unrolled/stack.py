@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
 import torch
 from torch import Tensor, nn
 
 from . import recurrence
 from .arguments import check_input, check_same_rows, check_state
+from .cell_options import LayerKeywords
 from .directions import Passed, run_layers
 from .layer import LSTMLayer
 from .layer_trace import LayerGradients, LayerTrace, gradients
@@ -46,8 +47,8 @@ class MultiLayerLSTM(nn.Module):
 
     Dropout (a fresh mask for every element) lies between layers and before the projection, never on the recurrence.
     `output_dim`: "input" projects back to the input's width, an int to another one, None leaves the projection out, and
-    the output is then the top layer's h after dropout. `proj_dim`, `strict` and `recompute` are the layers', and
-    `strict` holds for the projection of the output too.
+    the output is then the top layer's h after dropout. `proj_dim`, `strict`, `recompute` and `options` are the
+    layers', and `strict` holds for the projection of the output too.
 
     `bidirectional`: every layer k has a second one, `reverse_layers[k]`, which reads each row from its end to its
     beginning. What goes to the next layer, and comes out, is both h of a step side by side, forward first.
@@ -68,6 +69,7 @@ class MultiLayerLSTM(nn.Module):
         recompute: bool = False,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        **options: Unpack[LayerKeywords],
     ) -> None:
         super().__init__()
         if num_layers < 1:
@@ -77,13 +79,15 @@ class MultiLayerLSTM(nn.Module):
         self.output_dim = input_dim if output_dim == "input" else output_dim
         if self.output_dim is not None and (isinstance(self.output_dim, str) or self.output_dim < 1):
             raise ValueError(f'output_dim={output_dim!r} must be at least 1, "input" (the input\'s width) or None')
-        options: dict[str, Any] = {"backend": backend, "strict": strict, "recompute": recompute}
-        options |= {"proj_dim": proj_dim, "device": device, "dtype": dtype}
+        of_layers: dict[str, Any] = {**options, "backend": backend, "strict": strict, "recompute": recompute}
+        of_layers |= {"proj_dim": proj_dim, "device": device, "dtype": dtype}
         # What a layer hands up: h, of both directions side by side.
         width = (hidden_dim if proj_dim is None else proj_dim) * (2 if bidirectional else 1)
 
         def new_layers() -> nn.ModuleList:
-            return nn.ModuleList(LSTMLayer(width if k else input_dim, hidden_dim, **options) for k in range(num_layers))
+            return nn.ModuleList(
+                LSTMLayer(width if k else input_dim, hidden_dim, **of_layers) for k in range(num_layers)
+            )
 
         self.layers = new_layers()
         self.reverse_layers = new_layers() if bidirectional else None
@@ -132,7 +136,7 @@ class MultiLayerLSTM(nn.Module):
 
     def zero_state(self, batch: int) -> LSTMState:
         """Zeros, as in `LSTMState`, on the weights' device and in their dtype."""
-        like = self._layers()[0].b_f
+        like = self._layers()[0].W_xo
         count = len(self._layers())
         return LSTMState.zeros(count, batch, self.hidden_dim, proj=self.proj_dim, device=like.device, dtype=like.dtype)
 
@@ -198,7 +202,7 @@ class MultiLayerLSTM(nn.Module):
             nn.init.zeros_(self.proj.bias)
 
     def _initial(self, x: Tensor, state: LSTMState | tuple[Tensor, Tensor] | None) -> LSTMState:
-        like = self._layers()[0].b_f
+        like = self._layers()[0].W_xo
         check_input(x, self.input_dim, like)
         if state is None:
             return self.zero_state(x.shape[0])

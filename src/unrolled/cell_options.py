@@ -1,0 +1,82 @@
+"""What may be otherwise in a layer: the keywords of its constructor, checked, and what each of them is."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import TypedDict
+
+_CHOICES = {
+    "gate_activation": ("sigmoid", "hard_sigmoid"),
+    "activation": ("tanh", "relu"),
+    "recurrent_init": ("xavier", "orthogonal"),
+}
+
+
+class LayerKeywords(TypedDict, total=False):
+    """The keywords of `LayerOptions`, for the constructors that pass them on."""
+
+    peephole: bool
+    coupled: bool
+    gate_activation: str
+    activation: str
+    cell_clip: float | None
+    bias: bool
+    forget_bias: float
+    recurrent_init: str
+
+
+@dataclass(frozen=True)
+class LayerOptions:
+    """How a layer differs from the plain LSTM, which is what these defaults say.
+
+    - `peephole`: the gates see the cell. i and f take p_i * c_{t-1} and p_f * c_{t-1} besides, o takes p_o * c_t, with
+      vectors p_i, p_f, p_o [hidden] that start at 0 (Gers & Schmidhuber, "Recurrent Nets that Time and Count", 2000).
+    - `coupled`: f = 1 - i, what is forgotten makes room for what is written; no `W_xf`, `W_hf`, `b_f` (Greff et al.,
+      "LSTM: A Search Space Odyssey", 2017). A peephole then has no `p_f` either.
+    - `gate_activation`: of i, f and o: "sigmoid", or "hard_sigmoid", x / 6 + 1/2 within 0..1, as torch's.
+    - `activation`: of g and of c on its way to h: "tanh", or "relu", max(x, 0).
+    - `cell_clip`: c_t is kept within -cell_clip..cell_clip, before o and h see it (Sak, Senior & Beaufays, "Long
+      Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic Modeling", 2014, clip so). Where
+      it reached a bound no gradient passes.
+    - `bias` False: no `b_*`.
+    - `forget_bias`: where `b_f` starts (Gers, Schmidhuber & Cummins, "Learning to Forget", 2000; Jozefowicz, Zaremba &
+      Sutskever, "An Empirical Exploration of Recurrent Network Architectures", 2015).
+    - `recurrent_init`: of each `W_h*`: "xavier" (Glorot & Bengio 2010) or "orthogonal" (Saxe, McClelland & Ganguli,
+      "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", 2014).
+
+    Raises ValueError for values that are none, and for options that exclude each other.
+    """
+
+    peephole: bool = False
+    coupled: bool = False
+    gate_activation: str = "sigmoid"
+    activation: str = "tanh"
+    cell_clip: float | None = None
+    bias: bool = True
+    forget_bias: float = 0.0
+    recurrent_init: str = "xavier"
+
+    def __post_init__(self) -> None:
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
+        if self.cell_clip is not None and not 0 < self.cell_clip < math.inf:
+            raise ValueError(f"cell_clip={self.cell_clip} must be above 0 and finite, or None: c has no bounds")
+        for name, missing in (("coupled", self.coupled), ("bias", not self.bias)):
+            if self.forget_bias and missing:
+                raise ValueError(
+                    f"forget_bias={self.forget_bias} is where b_f starts, and with {name}={getattr(self, name)} there "
+                    "is none: leave forget_bias out"
+                )
+
+    def changed(self, among: tuple[str, ...] | None = None) -> str:
+        """Those that are not the default, as they would be written, of all or `among` some; "" where there are none."""
+        names = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
+        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if among is None or name in among)
+
+
+# What a recurrence has to be told of; of the others it sees the weights alone.
+IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip")
+# What another library's layer has no place for.
+IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias")
