@@ -101,6 +101,26 @@ def test_a_layer_is_one_tree_and_nothing_is_shared():
     assert len(to_flax(MultiLayerLSTM(I, H, 3, output_dim=2))) == 3
 
 
+def both(features: int = I, *, seed: int = 0) -> dict[str, Any]:
+    """The tree of a Bidirectional."""
+    return {
+        "backward_rnn": {"cell": by_gate(features, seed=seed + 50)},
+        "forward_rnn": {"cell": by_gate(features, seed=seed)},
+    }
+
+
+def test_both_directions_are_one_tree():
+    trees = [both(), both(2 * H, seed=20)]
+    model = from_flax(trees)
+    assert (model.bidirectional, model.num_layers) == (True, 2)
+    assert np.array_equal(model.layers[1].W_xf.detach(), trees[1]["forward_rnn"]["cell"]["if"]["kernel"])
+    assert np.array_equal(model.reverse_layers[1].W_xf.detach(), trees[1]["backward_rnn"]["cell"]["if"]["kernel"])
+    for got, expected in zip(to_flax(model), trees, strict=True):
+        assert got.keys() == expected.keys()
+        for direction in expected:
+            assert_same_tree(got[direction]["cell"], expected[direction]["cell"], "float64")
+
+
 def without(tree: Tree, *keys: str) -> Tree:
     return {key: part for key, part in tree.items() if key not in keys}
 
@@ -127,6 +147,16 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         f"params has the keys layers_0, layers_2, head, {CELL}; it holds some: from_flax([params['layers_0']['cell'], "
         "params['layers_2']['cell']])",
+    ),
+    "variables with both directions": (
+        lambda: from_flax({"Bidirectional_0": both()}),
+        ValueError,
+        f"params has the keys Bidirectional_0, {CELL}; it holds one: from_flax(params['Bidirectional_0'])",
+    ),
+    "one direction on two": (
+        lambda: from_flax([both(), by_gate(2 * H)]),
+        ValueError,
+        "params[1] has 1 direction(s) and params[0] has 2; from_flax(params[1]) is this one alone",
     ),
     "a GRU": (
         lambda: from_flax([without(by_gate(), "ig", "hg")]),

@@ -87,6 +87,21 @@ def test_nothing_is_shared_and_nothing_is_drawn():
     assert np.array_equal(to_keras(turned)[0][1], recurrent[::-1])
 
 
+@pytest.mark.parametrize("arrays", [3, 2], ids=["biases", "no biases"])
+def test_both_directions_are_six_arrays_forward_first(arrays: int):
+    lists = [
+        [*weights(features, seed=10 * k)[:arrays], *weights(features, seed=10 * k + 5)[:arrays]]
+        for k, features in enumerate((I, 2 * H))
+    ]
+    model = from_keras(lists, bidirectional=True)
+    assert (model.bidirectional, model.num_layers) == (True, 2)
+    for given, forward, backward in zip(lists, model.layers, model.reverse_layers, strict=True):
+        assert np.array_equal(forward.W_xg.detach(), given[0][:, 2 * H : 3 * H])
+        assert np.array_equal(backward.W_hg.detach(), given[arrays + 1][:, 2 * H : 3 * H])
+    for back, given in zip(to_keras(model, use_bias=arrays == 3), lists, strict=True):
+        assert all(np.array_equal(one, other) for one, other in zip(back, given, strict=True))
+
+
 def test_without_a_bias_it_is_zero_and_frozen_and_can_be_left_out_again():
     model = from_keras(weights()[:2])
     frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
@@ -140,7 +155,26 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: from_keras(weights() + weights(H)),
         ValueError,
         "layers has 6 arrays, expected the 3 of one LSTM (kernel, recurrent_kernel, bias), or 2 without a bias; those "
-        "of several go in as a list of such lists: [layer.get_weights() for layer in ...]",
+        "of several go in as a list of such lists: [layer.get_weights() for layer in ...]; of a Bidirectional, with "
+        "bidirectional=True",
+    ),
+    "one direction for both": (
+        lambda: from_keras(weights(), bidirectional=True),
+        ValueError,
+        "layers has 3 arrays, expected the 6 of a Bidirectional LSTM (kernel, recurrent_kernel, bias of each "
+        "direction), or 4 without biases",
+    ),
+    "a backward direction of another width": (
+        lambda: from_keras([weights() + weights(), weights() + weights()], bidirectional=True),
+        ValueError,
+        "layers[1] has 5 inputs and 7 units, expected 14 and 7: the layers of a MultiLayerLSTM have one hidden width; "
+        "from_keras(layers[1]) is this one alone",
+    ),
+    "to_keras of a projected layer": (
+        lambda: to_keras(MultiLayerLSTM(I, H, proj_dim=3)),
+        ValueError,
+        "model has proj_dim=3, a projection inside the recurrence, which to_keras has no place for: expected "
+        "proj_dim=None",
     ),
     "a GRU": (
         lambda: from_keras([drawn(I, 3 * H, seed=0), drawn(H, 3 * H, seed=0), drawn(2, 3 * H, seed=0)]),

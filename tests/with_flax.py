@@ -107,6 +107,33 @@ def test_what_to_flax_gives_nnx_computes_what_the_stack_does(sizes: Sizes, depth
     assert_near(of_nnx(cells, *given), results(model, *given))
 
 
+@pytest.mark.parametrize("kind", ["linen", "nnx"])
+def test_both_directions_agree_there_and_back(kind: str):
+    x = drawn(4, 6, I, seed=50)
+    zeros = [np.zeros((2, 4, H))] * 2
+    if kind == "linen":
+        module = linen.Bidirectional(*(linen.RNN(linen.OptimizedLSTMCell(H, **F64)) for _ in range(2)))
+        params = redrawn(module.init(jax.random.key(0), x)["params"], 0)
+
+        def run(tree: Any) -> Any:
+            return module.apply({"params": tree}, x)
+
+    else:
+        cells = [nnx.OptimizedLSTMCell(I, H, rngs=nnx.Rngs(k), **F64) for k in range(2)]
+        module = nnx.Bidirectional(*(nnx.RNN(cell, rngs=nnx.Rngs(0)) for cell in cells), rngs=nnx.Rngs(0))
+        params = redrawn(nnx.to_pure_dict(nnx.state(module, nnx.Param)), 0)
+
+        def run(tree: Any) -> Any:
+            nnx.update(module, tree)
+            return module(jnp.asarray(x))
+
+    model = from_flax(params)
+    expected = np.asarray(run(params))
+    assert_near(results(model, x, *zeros)[:1], [expected])
+    [back] = to_flax(model, kind=kind)
+    assert_near([np.asarray(run(jax.tree.map(jnp.asarray, back)))], [expected])
+
+
 def test_float32_agrees_to_its_rounding():
     trees = trees_of_linen(linen.OptimizedLSTMCell, (4, 6, I, H), 2)
     narrow = jax.tree.map(lambda value: (0.3 * value).astype(jnp.float32), trees)
@@ -132,7 +159,7 @@ def test_lengths_are_seq_lengths():
 def test_all_biases_of_a_new_cell_are_zero_as_ours():
     cell = nnx.OptimizedLSTMCell(I, H, rngs=nnx.Rngs(0))
     [layer] = from_flax(nnx.state(cell, nnx.Param)).layers
-    linens = linen.RNN(linen.OptimizedLSTMCell(H)).init(jax.random.key(0), jnp.zeros((1, 1, I)))
+    linens = linen.RNN(linen.OptimizedLSTMCell(H)).init(jax.random.key(0), jnp.zeros((1, 1, I), jnp.float32))
     for each in (layer, from_flax(linens["params"]["cell"]).layers[0], LSTMLayer(I, H)):
         assert not any(getattr(each, f"b_{gate}").any() for gate in "ifgo")
 
@@ -144,7 +171,7 @@ def test_where_the_cells_of_a_model_lie_is_said():
             x = linen.RNN(linen.OptimizedLSTMCell(H))(x)
             return linen.Dense(3)(linen.RNN(linen.LSTMCell(H))(x))
 
-    variables = Model().init(jax.random.key(0), jnp.zeros((2, 3, I)))
+    variables = Model().init(jax.random.key(0), jnp.zeros((2, 3, I), jnp.float32))
     with pytest.raises(ValueError, match="it holds some") as caught:
         from_flax(variables)
     assert str(caught.value).endswith(

@@ -59,6 +59,36 @@ def test_outputs_and_states_agree(sizes: tuple[int, int, int, int], depth: int, 
     assert_near(results(from_keras(stack), *given), of_keras(stack, *given))
 
 
+@BIASES
+def test_both_directions_agree_there_and_back(use_bias: bool):
+    stack, x = [], drawn(4, 6, I, seed=50)
+    h, c = (drawn(4, 4, H, seed=51 + k) for k in range(2))
+    for k, features in enumerate((I, 2 * H)):
+        lstm = layers.LSTM(H, return_sequences=True, return_state=True, dtype="float64", use_bias=use_bias)
+        both = layers.Bidirectional(lstm, dtype="float64")
+        both.build((None, None, features))
+        both.set_weights([drawn(*w.shape, seed=20 * k + n) for n, w in enumerate(both.get_weights())])
+        stack.append(both)
+    model = from_keras(stack)
+    ours = results(model, x, h, c)
+    assert_near(ours, of_both(stack, x, h, c))
+    assert_near(results(from_keras([each.get_weights() for each in stack], bidirectional=True), x, h, c), ours)
+    for each, arrays in zip(stack, to_keras(model, use_bias=use_bias), strict=True):
+        each.set_weights([0 * array for array in arrays])
+        each.set_weights(arrays)
+    assert_near(of_both(stack, x, h, c), ours)
+
+
+def of_both(stack: list[layers.Bidirectional], x: NDArray, h: NDArray, c: NDArray) -> list[NDArray]:
+    """A Bidirectional's states are h and c forward, then h and c backward."""
+    last: list[Any] = []
+    for k, both in enumerate(stack):
+        initial = [keras.ops.array(each[2 * k + d]) for d in (0, 1) for each in (h, c)]
+        x, *states = both(x, initial_state=initial)
+        last += states
+    return [keras.ops.convert_to_numpy(each) for each in (x, keras.ops.stack(last[::2]), keras.ops.stack(last[1::2]))]
+
+
 @pytest.mark.parametrize("options", [{"implementation": 1}, {"unroll": True}, {"unit_forget_bias": False}], ids=str)
 def test_what_changes_no_number_is_taken(options: dict[str, Any]):
     stack, given = built(I, H, 2, **options), inputs((4, 6, I, H), 2)
@@ -193,6 +223,15 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
         "layers is not built, so it has no weights: call it once, or layers.build((None, None, features))",
     ),
     "a GRU": (lambda: layers.GRU(H), f"layers is of type GRU, {NEITHER}"),
+    "a sum of both directions": (
+        lambda: layers.Bidirectional(layers.LSTM(H), merge_mode="sum"),
+        "layers has merge_mode='sum', and a bidirectional stack has both outputs side by side: expected "
+        "merge_mode='concat'",
+    ),
+    "both directions of a GRU": (
+        lambda: layers.Bidirectional(layers.GRU(H)),
+        f"layers.forward_layer is of type GRU, {NEITHER}",
+    ),
     "an RNN": (
         lambda: layers.RNN(layers.LSTMCell(H)),
         f"layers is of type RNN, {NEITHER}; it runs a cell: from_keras(layers.cell)",

@@ -21,6 +21,7 @@ FlaxParams = Mapping[str, Any]
 _BY_GATE = {f"{side}{gate}" for side in "ih" for gate in GATES}
 _BY_GATE_OF_NNX = (_BY_GATE - {"if"}) | {"if_"}
 _SIDE_BY_SIDE = {"dense_i", "dense_h"}
+_DIRECTIONS = ("forward_rnn", "backward_rnn")
 
 
 def from_flax(params: FlaxParams | Sequence[FlaxParams]) -> MultiLayerLSTM:
@@ -28,7 +29,7 @@ def from_flax(params: FlaxParams | Sequence[FlaxParams]) -> MultiLayerLSTM:
 
     Each is the parameters of one cell, of any kind of arrays: of a linen `OptimizedLSTMCell` or `LSTMCell` the dict
     with `ii`, `if`, `ig`, `io`, `hi`, `hf`, `hg`, `ho` (in an `nn.RNN`, `variables["params"]["cell"]`), of one of nnx
-    `nnx.state(cell, nnx.Param)`.
+    `nnx.state(cell, nnx.Param)`; of a `Bidirectional`, which holds two, with `forward_rnn` and `backward_rnn`.
 
     The weights are copies on the CPU, in their dtype. Parameters do not tell activations: the cell's have to be the
     defaults, sigmoid and tanh. A carry of Flax is (c, h), a state here (h, c).
@@ -40,24 +41,24 @@ def from_flax(params: FlaxParams | Sequence[FlaxParams]) -> MultiLayerLSTM:
         given = {f"params[{k}]": each for k, each in enumerate(params)}
         if not given:
             raise ValueError(f"params is empty, {_EXPECTED}")
-    found = [_read(each, name) for name, each in given.items()]
+    found = [_directions(each, name) for name, each in given.items()]
     return stack_of(found, list(given), "from_flax({})")
 
 
 @overload
-def to_flax(model: LSTMLayer, *, kind: Literal["linen", "nnx"] = "linen") -> dict[str, dict[str, NDArray[Any]]]: ...
+def to_flax(model: LSTMLayer, *, kind: Literal["linen", "nnx"] = "linen") -> dict[str, Any]: ...
 
 
 @overload
-def to_flax(
-    model: MultiLayerLSTM, *, kind: Literal["linen", "nnx"] = "linen"
-) -> list[dict[str, dict[str, NDArray[Any]]]]: ...
+def to_flax(model: MultiLayerLSTM, *, kind: Literal["linen", "nnx"] = "linen") -> list[dict[str, Any]]: ...
 
 
 def to_flax(
     model: MultiLayerLSTM | LSTMLayer, *, kind: Literal["linen", "nnx"] = "linen"
-) -> dict[str, dict[str, NDArray[Any]]] | list[dict[str, dict[str, NDArray[Any]]]]:
+) -> dict[str, Any] | list[dict[str, Any]]:
     """Of a layer, the parameters of a cell, as dicts of NumPy arrays; of a stack, a list of these, bottom first.
+
+    With `bidirectional`, each is for a `Bidirectional` of two `RNN`.
 
     `kind="linen"`: those of a `flax.linen.OptimizedLSTMCell` or `LSTMCell`. `kind="nnx"`: what
     `nnx.update(cell, ...)` takes for an `nnx.OptimizedLSTMCell`.
@@ -70,7 +71,11 @@ def to_flax(
     if kind not in ("linen", "nnx"):
         raise ValueError(f'kind={kind!r}, expected "linen" or "nnx"')
     write = _by_gate if kind == "linen" else _side_by_side
-    written = [write(*arrays_of(layer)) for layer in layers_of(model, "to_flax")]
+    written: list[dict[str, Any]] = []
+    for directions in layers_of(model, "to_flax"):
+        cells = [write(*arrays_of(layer)) for layer in directions]
+        two = {name: {"cell": cell} for name, cell in zip(_DIRECTIONS, cells, strict=False)}
+        written.append(cells[0] if len(cells) == 1 else two)
     return written[0] if isinstance(model, LSTMLayer) else written
 
 
@@ -90,15 +95,21 @@ def _side_by_side(w_x: NDArray[Any], w_h: NDArray[Any], bias: NDArray[Any]) -> d
     return {"dense_i": {"kernel": w_x}, "dense_h": {"kernel": w_h, "bias": bias}}
 
 
-def _read(tree: Any, name: str) -> GateArrays:
+def _directions(tree: Any, name: str) -> list[GateArrays]:
     if not isinstance(tree, Mapping):
         raise TypeError(f"{name} is of type {type(tree).__name__}, {_EXPECTED}")
+    if _is_both(tree):
+        return [_read(tree[each]["cell"], f"{name}['{each}']['cell']") for each in _DIRECTIONS]
     if not _is_cell(tree):
         inside = [f"{name}{path}" for path in _cells(tree)]
         hint = f"; it holds one: from_flax({inside[0]})" if len(inside) == 1 else ""
         if len(inside) > 1:
             hint = f"; it holds some: from_flax([{', '.join(inside)}])"
         raise ValueError(f"{name} has the keys {', '.join(map(str, tree))}, {_EXPECTED}{hint}")
+    return [_read(tree, name)]
+
+
+def _read(tree: Mapping[str, Any], name: str) -> GateArrays:
     sides, packed = [("dense_i", "dense_h")], 4
     if set(tree) != _SIDE_BY_SIDE:
         sides, packed = [("if_" if f"i{gate}" not in tree else f"i{gate}", f"h{gate}") for gate in GATES], 1
@@ -129,8 +140,17 @@ def _is_cell(tree: Mapping[str, Any]) -> bool:
     return set(tree) in (_BY_GATE, _BY_GATE_OF_NNX, _SIDE_BY_SIDE)
 
 
+def _is_both(tree: Mapping[str, Any]) -> bool:
+    """A Bidirectional's two RNNs, and nothing beside them."""
+    return set(tree) == set(_DIRECTIONS) and all(
+        isinstance(rnn, Mapping) and set(rnn) == {"cell"} and _is_cell(rnn["cell"]) for rnn in tree.values()
+    )
+
+
 def _cells(tree: Mapping[str, Any]) -> Iterator[str]:
     """Where in a tree of parameters cells lie, as the keys that lead there."""
     for key, part in tree.items():
         if isinstance(part, Mapping):
-            yield from ([f"[{key!r}]"] if _is_cell(part) else (f"[{key!r}]{path}" for path in _cells(part)))
+            yield from (
+                [f"[{key!r}]"] if _is_cell(part) or _is_both(part) else (f"[{key!r}]{path}" for path in _cells(part))
+            )

@@ -49,33 +49,40 @@ def check_shape(array: NDArray[Any], shape: tuple[int, ...], name: str) -> None:
         raise ValueError(f"{name} is {list(array.shape)}, expected {list(shape)}")
 
 
-def stack_of(layers: Sequence[GateArrays], names: Sequence[str], call: str) -> MultiLayerLSTM:
+def stack_of(layers: Sequence[Sequence[GateArrays]], names: Sequence[str], call: str) -> MultiLayerLSTM:
     """A stack without dropout and projection, on the CPU, of copies of the arrays; a bias that is None is zero, frozen.
 
-    `names` are the caller's for the layers, and `call`, with one of them in its braces, converts that one alone.
-    Raises TypeError for arrays of several dtypes, ValueError for layers of several widths.
+    Each layer is its forward direction, alone or with the backward one behind it. `names` are the caller's for the
+    layers, and `call`, with one of them in its braces, converts that one alone.
+    Raises TypeError for arrays of several dtypes, ValueError for layers of several widths or numbers of directions.
     """
-    bottom = layers[0]
-    hidden = bottom.w_h.shape[0]
-    for arrays, name in zip(layers, names, strict=True):
-        for array in arrays[:3]:
-            if array is not None and array.dtype != bottom.w_x.dtype:
-                raise TypeError(
-                    f"{name} has weights of {array.dtype.name} and {names[0]} of {bottom.w_x.dtype.name}, expected one "
-                    "dtype: convert them with astype"
+    bottom, directions = layers[0][0], len(layers[0])
+    hidden = rows(bottom.w_h)
+    for k, (layer, name) in enumerate(zip(layers, names, strict=True)):
+        alone = f"; {call.format(name)} is this one alone" if len(layers) > 1 else ""
+        if len(layer) != directions:
+            raise ValueError(f"{name} has {len(layer)} direction(s) and {names[0]} has {directions}{alone}")
+        for arrays in layer:
+            _check_dtype(arrays, bottom, name, names[0])
+            expected = (hidden * directions if k else rows(bottom.w_x), hidden)
+            if (rows(arrays.w_x), rows(arrays.w_h)) != expected:
+                raise ValueError(
+                    f"{name} has {rows(arrays.w_x)} inputs and {rows(arrays.w_h)} units, expected {expected[0]} and "
+                    f"{expected[1]}: the layers of a MultiLayerLSTM have one hidden width{alone}"
                 )
-        expected = (bottom.w_x.shape[0] if arrays is bottom else hidden, hidden)
-        if (arrays.w_x.shape[0], arrays.w_h.shape[0]) != expected:
-            raise ValueError(
-                f"{name} has {arrays.w_x.shape[0]} inputs and {arrays.w_h.shape[0]} units, expected {expected[0]} and "
-                f"{expected[1]}: the layers of a MultiLayerLSTM have one hidden width; {call.format(name)} is this one "
-                "alone"
-            )
-    shape, dtype = (bottom.w_x.shape[0], hidden, len(layers)), _tensor(bottom.w_x[:0]).dtype
-    model = MultiLayerLSTM(*shape, output_dim=None, device="meta", dtype=dtype).to_empty(device="cpu")
-    for layer, arrays in zip(model.layers, layers, strict=True):
-        _fill(cast(LSTMLayer, layer), arrays)
+    shape, dtype = (rows(bottom.w_x), hidden, len(layers)), _tensor(bottom.w_x[:0]).dtype
+    both = {"bidirectional": directions == 2}
+    model = MultiLayerLSTM(*shape, output_dim=None, **both, device="meta", dtype=dtype).to_empty(device="cpu")
+    for empty, layer in zip(directions_of(model), layers, strict=True):
+        for direction, arrays in zip(empty, layer, strict=True):
+            _fill(direction, arrays)
     return model
+
+
+def directions_of(model: MultiLayerLSTM) -> list[tuple[LSTMLayer, ...]]:
+    """Layers, bottom first: each its forward direction, with the backward one behind it where there is one."""
+    kinds = [model.layers] if model.reverse_layers is None else [model.layers, model.reverse_layers]
+    return cast(list[tuple[LSTMLayer, ...]], list(zip(*kinds, strict=True)))
 
 
 def arrays_of(layer: LSTMLayer) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
@@ -88,12 +95,19 @@ def arrays_of(layer: LSTMLayer) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any
     return _array(w_x), _array(w_h), _array(bias)
 
 
-def layers_of(model: MultiLayerLSTM | LSTMLayer, call: str) -> list[LSTMLayer]:
-    """The layers, bottom first. Raises TypeError for another module, which `call`, such as "to_keras", is a word of."""
-    if isinstance(model, LSTMLayer):
-        return [model]
-    if isinstance(model, MultiLayerLSTM):
-        return cast(list[LSTMLayer], list(model.layers))
+def layers_of(model: MultiLayerLSTM | LSTMLayer, call: str) -> list[tuple[LSTMLayer, ...]]:
+    """As `directions_of`. `call`, such as "to_keras", is for the sentences.
+
+    Raises TypeError for another module, ValueError for a projection inside the recurrence.
+    """
+    if isinstance(model, MultiLayerLSTM | LSTMLayer):
+        layers = [(model,)] if isinstance(model, LSTMLayer) else directions_of(model)
+        if layers[0][0].proj_dim is not None:
+            raise ValueError(
+                f"model has proj_dim={layers[0][0].proj_dim}, a projection inside the recurrence, which {call} has no "
+                "place for: expected proj_dim=None"
+            )
+        return layers
     hint = ""
     if isinstance(model, nn.LSTM | nn.LSTMCell):
         hint = f"; {call}(from_torch(model)) converts this one"
@@ -101,6 +115,15 @@ def layers_of(model: MultiLayerLSTM | LSTMLayer, call: str) -> list[LSTMLayer]:
         inside = [path for path, part in model.named_modules() if isinstance(part, MultiLayerLSTM | LSTMLayer)]
         hint = f'; it holds one: {call}(model.get_submodule("{inside[0]}"))' if inside else ""
     raise TypeError(f"model is of type {type(model).__name__}, expected a MultiLayerLSTM or an LSTMLayer{hint}")
+
+
+def _check_dtype(arrays: GateArrays, bottom: GateArrays, name: str, first: str) -> None:
+    for array in arrays[:3]:
+        if array is not None and array.dtype != bottom.w_x.dtype:
+            raise TypeError(
+                f"{name} has weights of {array.dtype.name} and {first} of {bottom.w_x.dtype.name}, expected one dtype: "
+                "convert them with astype"
+            )
 
 
 def _fill(layer: LSTMLayer, arrays: GateArrays) -> None:

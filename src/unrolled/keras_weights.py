@@ -29,11 +29,14 @@ class KerasLayer(Protocol):
     def get_config(self) -> dict[str, Any]: ...
 
 
-def from_keras(layers: KerasLayer | KerasWeights | Sequence[KerasLayer | KerasWeights]) -> MultiLayerLSTM:
+def from_keras(
+    layers: KerasLayer | KerasWeights | Sequence[KerasLayer | KerasWeights], *, bidirectional: bool = False
+) -> MultiLayerLSTM:
     """A stack without a projection that computes what one `keras.layers.LSTM`, or several on top of each other, do.
 
-    Each is a layer of Keras 3 or 2, on any of its backends, an `LSTMCell`, or what `get_weights()` of one returns:
-    kernel [features, 4 * units], recurrent kernel [units, 4 * units] and, unless `use_bias=False`, bias [4 * units].
+    Each is a layer of Keras 3 or 2, on any of its backends, an `LSTMCell`, a `Bidirectional` of an LSTM whose outputs
+    are concatenated, or what `get_weights()` of one returns: kernel [features, 4 * units], recurrent kernel [units,
+    4 * units] and, unless `use_bias=False`, bias [4 * units]; with `bidirectional`, both directions', forward first.
 
     The weights are copies on the CPU, in their dtype, frozen where `trainable` is False there. Without a bias, biases
     are zero here and frozen. Keras remembers no more of the model than each layer's part, so the stack has no dropout.
@@ -46,7 +49,7 @@ def from_keras(layers: KerasLayer | KerasWeights | Sequence[KerasLayer | KerasWe
         given = {f"layers[{k}]": each for k, each in enumerate(layers)}
         if not given:
             raise ValueError(f"layers is empty, {_EXPECTED}")
-    found = [_read(each, name) for name, each in given.items()]
+    found = [_directions(each, name, bidirectional) for name, each in given.items()]
     return stack_of(found, list(given), "from_keras({})")
 
 
@@ -63,20 +66,24 @@ def to_keras(
 ) -> list[NDArray[Any]] | list[list[NDArray[Any]]]:
     """Of a layer, what `set_weights` of a built `keras.layers.LSTM` takes; of a stack, a list of these, bottom first.
 
+    With `bidirectional`, each is for a `Bidirectional`.
+
     What a stack has behind its layers stays behind: `proj` is a `Dense` of [`proj.weight.T`, `proj.bias`]. Arrays are
     copies in the weights' dtype, bfloat16 as float32. `use_bias` is that of the Keras layers.
 
     Raises TypeError for another kind of module, ValueError for biases that `use_bias=False` would lose.
     """
-    written = []
-    for k, layer in enumerate(layers_of(model, "to_keras")):
-        w_x, w_h, bias = arrays_of(layer)
-        if not use_bias and np.any(bias):
-            raise ValueError(
-                f"layer {k} has biases that are not 0, and use_bias=False has no place for them: make the Keras layer "
-                "with use_bias=True, its default"
-            )
-        written.append([w_x, w_h, bias] if use_bias else [w_x, w_h])
+    written: list[list[NDArray[Any]]] = []
+    for k, directions in enumerate(layers_of(model, "to_keras")):
+        written.append([])
+        for layer in directions:
+            w_x, w_h, bias = arrays_of(layer)
+            if not use_bias and np.any(bias):
+                raise ValueError(
+                    f"layer {k} has biases that are not 0, and use_bias=False has no place for them: make the Keras "
+                    "layer with use_bias=True, its default"
+                )
+            written[-1] += [w_x, w_h, bias] if use_bias else [w_x, w_h]
     return written[0] if isinstance(model, LSTMLayer) else written
 
 
@@ -96,17 +103,41 @@ def _is_arrays(value: Any) -> bool:
     return isinstance(value, Sequence) and bool(value) and all(hasattr(each, "__array__") for each in value)
 
 
-def _read(given: Any, name: str) -> GateArrays:
-    trained, weights = True, given
-    if _is_layer(given):
-        _check_layer(given, name)
-        trained, weights = given.trainable, given.get_weights()
-    elif not _is_arrays(given):
-        raise TypeError(f"{name} is of type {type(given).__name__}, {_EXPECTED}")
+def _directions(given: Any, name: str, bidirectional: bool) -> list[GateArrays]:
+    if not _is_layer(given):
+        if not _is_arrays(given):
+            raise TypeError(f"{name} is of type {type(given).__name__}, {_EXPECTED}")
+        if not bidirectional:
+            return [_arrays(given, True, name)]
+        if len(given) not in (4, 6):
+            raise ValueError(
+                f"{name} has {len(given)} arrays, expected the 6 of a Bidirectional LSTM (kernel, recurrent_kernel, "
+                "bias of each direction), or 4 without biases"
+            )
+        half = len(given) // 2
+        return [_arrays(given[:half], True, f"{name}, forward"), _arrays(given[half:], True, f"{name}, backward")]
+    if any(each.__name__ == "Bidirectional" for each in type(given).__mro__):
+        if given.merge_mode != "concat":
+            raise ValueError(
+                f"{name} has merge_mode={given.merge_mode!r}, and a bidirectional stack has both outputs side by side: "
+                "expected merge_mode='concat'"
+            )
+        both = {f"{name}.forward_layer": given.forward_layer, f"{name}.backward_layer": given.backward_layer}
+        return [_of_layer(layer, label, backward=k == 1) for k, (label, layer) in enumerate(both.items())]
+    return [_of_layer(given, name)]
+
+
+def _of_layer(layer: Any, name: str, *, backward: bool = False) -> GateArrays:
+    _check_layer(layer, name, backward)
+    return _arrays(layer.get_weights(), layer.trainable, name)
+
+
+def _arrays(weights: Sequence[Any], trained: bool, name: str) -> GateArrays:
     if len(weights) not in (2, 3):
         raise ValueError(
             f"{name} has {len(weights)} arrays, expected the 3 of one LSTM (kernel, recurrent_kernel, bias), or 2 "
-            "without a bias; those of several go in as a list of such lists: [layer.get_weights() for layer in ...]"
+            "without a bias; those of several go in as a list of such lists: [layer.get_weights() for layer in ...]; "
+            "of a Bidirectional, with bidirectional=True"
         )
     labels = ("kernel", "recurrent_kernel", "bias")
     arrays = [floats(array, f"{label} of {name}") for array, label in zip(weights, labels, strict=False)]
@@ -117,7 +148,7 @@ def _read(given: Any, name: str) -> GateArrays:
     return GateArrays(arrays[0], arrays[1], arrays[2] if len(arrays) == 3 else None, trained)
 
 
-def _check_layer(layer: KerasLayer, name: str) -> None:
+def _check_layer(layer: KerasLayer, name: str, backward: bool) -> None:
     if not _is_lstm(layer):
         inside = [f"{name}.layers[{k}]" for k, each in enumerate(getattr(layer, "layers", ())) if _is_lstm(each)]
         hint = f"; it holds some: from_keras([{', '.join(inside)}])" if inside else ""
@@ -132,7 +163,7 @@ def _check_layer(layer: KerasLayer, name: str) -> None:
                 "something else"
             )
     alone = f"from_keras({name}.get_weights())"
-    if config.get("go_backwards"):
+    if config.get("go_backwards", backward) != backward:
         raise ValueError(f"{name} has go_backwards=True, expected False: {alone}, and x.flip(1) in place of x")
     for option in ("dropout", "recurrent_dropout"):
         if config[option]:
