@@ -130,7 +130,7 @@ class LSTMLayer(nn.Module):
         w_hr, cell = self._w_hr(), self._cell()
         options: dict[str, Any] = {"w_hr": w_hr, "cell": cell, "backend": self.backend, "strict": self.strict}
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
-        return LayerTrace.of(scanned, (h0, c0), (w_h, w_hr, cell), resets, lengths)
+        return LayerTrace.of(scanned, (h0, c0), (w_h, w_hr), resets, lengths, cell)
 
     def extra_repr(self) -> str:
         backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
@@ -145,9 +145,9 @@ class LSTMLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
         w_x, w_h, bias = self._weights()
-        options: dict[str, Any] = {"w_hr": self._w_hr(), "cell": self._cell(), "backend": self.backend}
-        masks = {"resets": resets, "lengths": lengths}
-        return recurrence.states(x, w_x, w_h, bias, h0, c0, **masks, **options, strict=self.strict)
+        options: dict[str, Any] = {"cell": self._cell(), "backend": self.backend, "strict": self.strict}
+        options |= {"resets": resets, "lengths": lengths, "w_hr": self._w_hr()}
+        return recurrence.states(x, w_x, w_h, bias, h0, c0, **options)
 
     def _initial(
         self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None

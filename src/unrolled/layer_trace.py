@@ -47,10 +47,10 @@ class LayerTrace:
     _scanned: Scanned
     _w_h: Tensor
     _w_hr: Tensor | None
-    _cell: Cell
     _resets: Tensor | None
     _lengths: Tensor | None
     _compiled: bool
+    _cell: Cell
     # From the order in which steps and rows ran to that of the fields.
     _places: tuple[Callable[[Tensor], Tensor], ...] = ()
 
@@ -58,16 +58,17 @@ class LayerTrace:
     def of(
         scanned: Scanned,
         initial: tuple[Tensor, Tensor],
-        recurrent: tuple[Tensor, Tensor | None, Cell],
+        recurrent: tuple[Tensor, Tensor | None],
         resets: Tensor | None,
         lengths: Tensor | None,
+        cell: Cell = Cell(),  # noqa: B008 (a tuple)
     ) -> LayerTrace:
-        """Of what a scan gave, from its `initial` h and c and `recurrent` weights, W_h and W_hr, and cell."""
+        """Of what a scan gave, from its `initial` h and c and `recurrent` weights, W_h and W_hr."""
         i, f, g, o = scanned.gates.unbind(2)
         h0, c0 = initial
         last = recurrence.last_step(scanned.h, h0, lengths), recurrence.last_step(scanned.c, c0, lengths)
         compiled = torch.compiler.is_compiling()
-        return LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, *recurrent, resets, lengths, compiled)
+        return LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, *recurrent, resets, lengths, compiled, cell)
 
     def turned(self) -> LayerTrace:
         """Of a backward layer, which ran each row from its end: the fields in the order of its input."""
