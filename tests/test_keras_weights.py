@@ -213,6 +213,16 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         "layer 1 has biases that are not 0, and use_bias=False has no place for them: make the Keras layer with "
         "use_bias=True, its default",
     ),
+    "another activation": (
+        lambda: from_keras(LSTM(get_config=lambda: {**TANH, "recurrent_activation": "hard_sigmoid"})),
+        ValueError,
+        "layers has recurrent_activation='hard_sigmoid', which from_keras does not take over: expected 'sigmoid'",
+    ),
+    "to_keras of a cell with options": (
+        lambda: to_keras(MultiLayerLSTM(I, H, peephole=True)),
+        ValueError,
+        "the layer has peephole=True, which a layer of Keras or Flax has no place for: build the model without",
+    ),
     "to_keras of torch's": (
         lambda: to_keras(nn.LSTM(I, H)),
         TypeError,

@@ -197,7 +197,7 @@ def test_dropout_plays_no_part_in_evaluation():
     assert_near(results(model, *given), of_keras(stack, *given, training=False), ROUNDED)
 
 
-ACTIVATION = "and a layer here has {}: its weights would compute something else"
+ACTIVATION = "which from_keras does not take over: expected {!r}"
 DROPS = (
     "which drops the same units at every step, and a stack drops others at each: from_keras(layers.get_weights()) "
     "takes the weights without it"
@@ -206,11 +206,11 @@ NEITHER = "expected a keras.layers.LSTM, what its get_weights() returns, or a li
 REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "activation": (
         lambda: built(I, H, activation="relu")[0],
-        f"layers has activation='relu', {ACTIVATION.format(chr(39) + 'tanh' + chr(39))}",
+        f"layers has activation='relu', {ACTIVATION.format('tanh')}",
     ),
     "recurrent_activation": (
         lambda: built(I, H, recurrent_activation="hard_sigmoid")[0],
-        f"layers has recurrent_activation='hard_sigmoid', {ACTIVATION.format(chr(39) + 'sigmoid' + chr(39))}",
+        f"layers has recurrent_activation='hard_sigmoid', {ACTIVATION.format('sigmoid')}",
     ),
     "backwards": (
         lambda: built(I, H, go_backwards=True)[0],

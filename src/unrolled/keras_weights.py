@@ -159,8 +159,7 @@ def _check_layer(layer: KerasLayer, name: str, backward: bool) -> None:
     for option, wanted in (("activation", "tanh"), ("recurrent_activation", "sigmoid")):
         if config[option] != wanted:
             raise ValueError(
-                f"{name} has {option}={config[option]!r}, and a layer here has {wanted!r}: its weights would compute "
-                "something else"
+                f"{name} has {option}={config[option]!r}, which from_keras does not take over: expected {wanted!r}"
             )
     alone = f"from_keras({name}.get_weights())"
     if config.get("go_backwards", backward) != backward:

@@ -35,8 +35,8 @@ def from_onnx(
     The weights are copies on the CPU, in their dtype; a bias is the sum of the node's two, zero and frozen where it has
     none. `sequence_lens` is `lengths`.
 
-    Raises ValueError for nodes that are not layers of one stack, for a node with something that a layer here does not
-    have (peepholes, coupled gates, clipping, other activations, the backward direction alone) and for weights that are
+    Raises ValueError for nodes that are not layers of one stack, for a node with something that is not taken
+    over (peepholes, coupled gates, clipping, other activations, the backward direction alone) and for weights that are
     not in the file; TypeError for another kind of `model`; ImportError without the package `onnx`.
     """
     try:

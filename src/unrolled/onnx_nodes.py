@@ -174,17 +174,21 @@ def _check(graph: Graph, node: NodeProto) -> None:
         )
     attributes = _attributes(node)
     if attributes.get("input_forget", 0):
-        raise ValueError(f"{name} has input_forget=1, which couples two gates, and a layer here has four of their own")
+        raise ValueError(f"{name} has input_forget=1, which from_onnx does not take over: expected four gates")
     if "clip" in attributes:
-        raise ValueError(f"{name} has clip={attributes['clip']:g}, and a layer here does not clip its gates")
+        raise ValueError(
+            f"{name} has clip={attributes['clip']:g}, bounds of what goes into the gates, which no layer here has"
+        )
     kinds = [each.decode().lower() for each in attributes.get("activations", ())]
     if kinds and kinds != ["sigmoid", "tanh", "tanh"] * (len(kinds) // 3):
         raise ValueError(
-            f"{name} has the activations {', '.join(kinds)}, and a layer here has sigmoid, tanh, tanh: its weights "
-            "would compute something else"
+            f"{name} has the activations {', '.join(kinds)}, which from_onnx does not take over: expected sigmoid, "
+            "tanh, tanh"
         )
     if _input(node, "P") and not graph.is_zero(_input(node, "P")):
-        raise ValueError(f"{name} has peephole weights (its input P), and a layer here has none")
+        raise ValueError(
+            f"{name} has peephole weights (its input P), which from_onnx does not take over: expected none"
+        )
 
 
 def _stored(graph: Graph, node: NodeProto, name: str) -> NDArray[Any] | None:
