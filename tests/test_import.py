@@ -26,6 +26,7 @@ OF_THE_LAYERS = {
     "unrolled.layer_trace",
     "unrolled.reversal",
     "unrolled.recurrence",
+    "unrolled.recurrence.calls",
     "unrolled.recurrence.choose",
     "unrolled.recurrence.cpu",
     "unrolled.recurrence.kernels",

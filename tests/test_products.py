@@ -125,7 +125,7 @@ def _of_torch(x: Tensor, gradient: Tensor) -> tuple[Tensor, ...]:
 @pytest.mark.parametrize("batched", [(0, None), (None, 0), (0, 0)], ids=str)
 def test_the_operator_of_the_weights_gradient_maps(batched: tuple[int | None, int | None]) -> None:
     x, gradient = (torch.randn(*([4] if axis == 0 else []), 9, n) for axis, n in zip(batched, (5, 3), strict=True))
-    grad_w, grad_bias = vmap(torch.ops.unrolled.weight_gradient, (*batched, None))(x, gradient, None)
+    grad_w, grad_bias = vmap(torch.ops.unrolled.weight_gradient, (*batched, None, None))(x, gradient, None, True)
     assert_equal(grad_w, (x.mT @ gradient))
     assert_equal(grad_bias, gradient.sum(-2).expand(4, 3))
 
@@ -138,7 +138,7 @@ def test_mapped_rows_are_skipped_by_selection(mapped: tuple[int | None, ...]) ->
     )
     skip = skip > 0
     x = torch.where(skip.unsqueeze(-1), torch.nan, x) if mapped[0] == 0 else x
-    grad_w, grad_bias = vmap(torch.ops.unrolled.weight_gradient, mapped)(x, gradient, skip)
+    grad_w, grad_bias = vmap(torch.ops.unrolled.weight_gradient, (*mapped, None))(x, gradient, skip, True)
     expected = x.masked_fill(skip.unsqueeze(-1), 0).mT @ gradient
     assert_equal(grad_w, expected)
     assert_equal(grad_bias, gradient.sum(-2).expand(4, 3))

@@ -129,8 +129,8 @@ def test_opcheck_of_the_products(rows: int, depth: int, columns: int, biased: bo
     for value in (x, w, *([bias] if biased else [])):
         value.requires_grad_()
     torch.library.opcheck(torch.ops.unrolled.product.default, (x, w, bias, strict))
-    torch.library.opcheck(torch.ops.unrolled.weight_gradient.default, (x.detach(), grad, None))
-    torch.library.opcheck(torch.ops.unrolled.weight_gradient.default, (x.detach(), grad, grad[:, 0] > 0))
+    torch.library.opcheck(torch.ops.unrolled.weight_gradient.default, (x.detach(), grad, None, True))
+    torch.library.opcheck(torch.ops.unrolled.weight_gradient.default, (x.detach(), grad, grad[:, 0] > 0, False))
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])

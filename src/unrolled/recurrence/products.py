@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from . import kernels, seam
+from .calls import Function, below_autograd
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias, bool strict) -> Tensor")
-_LIBRARY.define("weight_gradient(Tensor x, Tensor grad, Tensor? skip) -> (Tensor, Tensor)")
+_LIBRARY.define("weight_gradient(Tensor x, Tensor grad, Tensor? skip, bool with_bias) -> (Tensor, Tensor)")
 
 
 def linear(x: Tensor, w: Tensor, bias: Tensor, *, native: bool, strict: bool = False) -> Tensor:
@@ -35,7 +36,7 @@ def linear(x: Tensor, w: Tensor, bias: Tensor, *, native: bool, strict: bool = F
 def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None) -> Tensor:
     """`seam.weight_gradient`, by the operator where nothing else has a say in it."""
     if _plain_call(x, grad) and not torch.is_grad_enabled():
-        gradient: Tensor = torch.ops.unrolled.weight_gradient(x, grad, skip)[0]
+        gradient: Tensor = torch.ops.unrolled.weight_gradient.default(x, grad, skip, False)[0]
         return gradient
     return seam.weight_gradient(x, grad, skip)
 
@@ -61,7 +62,7 @@ class Inputs:
         if self._own:
             _, self._scratch = kernels.product(x, self._w, self._bias, flat, scratch=self._scratch)
         else:
-            torch.addmm(self._bias, x, self._w, out=flat)
+            _torch_product(x, self._w, self._bias, flat)
 
     def _rows(self, looked_up: int) -> Tensor:
         """What ids look up: the weights, or from as many ids on as there are rows a table with the bias in it."""
@@ -81,10 +82,10 @@ def _plain_call(*values: Tensor) -> bool:
     )
 
 
-class _Product(torch.autograd.Function):
+class _Product(Function):
     @staticmethod
     def forward(x: Tensor, w: Tensor, bias: Tensor, strict: bool) -> Tensor:
-        out: Tensor = torch.ops.unrolled.product(x, w, bias, strict)
+        out: Tensor = below_autograd(torch.ops.unrolled.product.default, x, w, bias, strict)
         return out
 
     @staticmethod
@@ -97,8 +98,11 @@ class _Product(torch.autograd.Function):
             return _differentiable_backward(ctx, grad)
         x, w = ctx.saved_tensors
         for_x, for_w, for_bias, _ = ctx.needs_input_grad
-        grad_x = torch.ops.unrolled.product(grad, w.mT, None, False) if for_x else None
-        grad_w, grad_bias = torch.ops.unrolled.weight_gradient(x, grad, None) if for_w or for_bias else (None, None)
+        grad_x = grad_w = grad_bias = None
+        if for_x:
+            grad_x = below_autograd(torch.ops.unrolled.product.default, grad, w.mT, None, False)
+        if for_w or for_bias:
+            grad_w, grad_bias = torch.ops.unrolled.weight_gradient.default(x, grad, None, True)
         return grad_x, grad_w, grad_bias, None
 
     @staticmethod
@@ -124,7 +128,7 @@ def _map_product(
 
 
 def _map_weight_gradient(
-    info: Any, in_dims: tuple[int | None, ...], x: Tensor, grad: Tensor, skip: Tensor | None
+    info: Any, in_dims: tuple[int | None, ...], x: Tensor, grad: Tensor, skip: Tensor | None, with_bias: bool
 ) -> Any:
     x, grad = (value if dim is None else value.movedim(dim, 0) for value, dim in zip((x, grad), in_dims, strict=False))
     if skip is not None and in_dims[2] is not None:
@@ -132,22 +136,32 @@ def _map_weight_gradient(
     grad_w, grad_bias = seam.weight_gradient(x, grad, skip), grad.sum(-2)
     if grad_w.dim() > grad_bias.dim() + 1:
         grad_bias = grad_bias.expand(info.batch_size, -1)
+    if not with_bias:
+        grad_bias = grad_bias[..., :0]
     return (grad_w, grad_bias), (0, 0)
 
 
 def _product(x: Tensor, w: Tensor, bias: Tensor | None, strict: bool) -> Tensor:
     if strict or kernels.prefers_own_products():
         return kernels.product(x, w, bias)[0]
-    out = kernels.empty((x.shape[0], w.shape[1]))
-    return torch.mm(x, w, out=out) if bias is None else torch.addmm(bias, x, w, out=out)
+    return _torch_product(x, w, bias, kernels.empty((x.shape[0], w.shape[1])))
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None) -> tuple[Tensor, Tensor]:
+def _torch_product(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
+    torch.mm(x, w, out=out)
+    # addmm writes the bias into every row first, for the product to add to: up to a fifth slower.
+    return out if bias is None else out.add_(bias)
+
+
+def _weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None, with_bias: bool) -> tuple[Tensor, Tensor]:
+    """With the gradient of a bias, or an empty tensor for it."""
     if kernels.prefers_own_products():
-        return kernels.weight_gradient(x, grad, skip)
+        grad_w, grad_bias = kernels.weight_gradient(x, grad, skip)
+        return grad_w, grad_bias if with_bias else grad_bias.new_empty(0)
     if skip is not None:
         x = x.masked_fill(skip.unsqueeze(-1), 0)
-    return torch.mm(x.t(), grad, out=kernels.empty((x.shape[1], grad.shape[1]))), grad.sum(0)
+    grad_w = torch.mm(x.t(), grad, out=kernels.empty((x.shape[1], grad.shape[1])))
+    return grad_w, grad.sum(0) if with_bias else grad.new_empty(0)
 
 
 _LIBRARY.impl("product", _product, "CompositeExplicitAutograd")
@@ -157,7 +171,10 @@ torch.library.register_fake(
 )
 torch.library.register_fake(
     "unrolled::weight_gradient",
-    lambda x, grad, skip: (x.new_empty(x.shape[1], grad.shape[1]), x.new_empty(grad.shape[1])),
+    lambda x, grad, skip, with_bias: (
+        x.new_empty(x.shape[1], grad.shape[1]),
+        x.new_empty(grad.shape[1] if with_bias else 0),
+    ),
     lib=_LIBRARY,
 )
 torch.library.register_autograd(

@@ -16,12 +16,14 @@ order is exact, and nothing is detached or recomputed.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import reference
+from .calls import Function, below_autograd
 from .cell import PLAIN, Cell
 from .precision import full_precision
 
@@ -81,10 +83,10 @@ def operator(
     )
     _register_derivatives(name, backward_op, weight_gradient)
 
-    class Backward(torch.autograd.Function):
+    class Backward(Function):
         @staticmethod
         def forward(*args: Any) -> Any:
-            return backward_op(*args)
+            return below_autograd(backward_op, *args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -98,10 +100,10 @@ def operator(
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
             return map_rows(Backward.apply, backward_rows_in, _BACKWARD_ROWS_OUT, info.batch_size, in_dims, args)
 
-    class Forward(torch.autograd.Function):
+    class Forward(Function):
         @staticmethod
         def forward(*args: Any) -> Any:
-            return scan_op(*args)
+            return below_autograd(scan_op, *args)
 
         @staticmethod
         def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
@@ -109,7 +111,9 @@ def operator(
 
         @staticmethod
         def backward(ctx: Any, *grads: Any) -> Any:
-            return _first_order(Backward.apply, weight_gradient, ctx, grads)
+            # A Function makes a graph of the backward pass; without gradients there is none to make.
+            run = Backward.apply if torch.is_grad_enabled() else partial(below_autograd, backward_op)
+            return _first_order(run, weight_gradient, ctx, grads)
 
         @staticmethod
         def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
@@ -199,8 +203,10 @@ def _first_order(
         return (None,) * (6 + len(projection) + len(PLAIN))
     cell = Cell(peephole, *ctx.numbers)
     grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
+    grad_w_h = None
     with full_precision(w_h):
-        grad_w_h = _grad_recurrent_weights(weight_gradient, h0, h, grad_pre, resets, lengths)
+        if ctx.needs_input_grad[1]:
+            grad_w_h = _grad_recurrent_weights(weight_gradient, h0, h, grad_pre, resets, lengths)
         grad_projection: list[Tensor | None] = [None] * len(projection)
         if projection and projection[0] is not None:
             grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
@@ -232,9 +238,8 @@ def _grad_recurrent_weights(
         h0 = h0.masked_fill(skip[:1].any(0).unsqueeze(-1), 0)
         skip = skip[1:].reshape(-1)
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
-    first = h0.mT @ dpre[:1].sum(0)
     rest = weight_gradient(h[:-1].reshape(-1, width), dpre[1:].reshape(-1, 4 * hidden), skip)
-    return (first + rest).reshape(width, 4, hidden)
+    return torch.addmm(rest, h0.mT, dpre[:1].sum(0)).reshape(width, 4, hidden)
 
 
 def _grad_of_peephole(c0: Tensor, c: Tensor, grad_pre: Tensor, resets: Tensor | None, lengths: Tensor | None) -> Tensor:
