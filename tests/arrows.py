@@ -68,7 +68,7 @@ ARROWS: dict[str, set[str]] = {
     "snapshot": set(),
     "step_arguments": {"arguments", "state"},
     "parts": {"model", "stack", "layer", "drop_in", "interop", "recurrence.step", "state", "cell_options"},
-    "onnx_graph": {"parts"},
+    "onnx_graph": {"layer", "parts", "recurrence.step"},
     "onnx_export": {"parts", "onnx_graph", "manifest", "model", "tokens", "__version__"},
     "export_command": {"onnx_export", "calibration", "checkpoint", "corpus", "parts", "scoring", "tokens"},
     "calibration": {"parts", "loss"},

@@ -191,11 +191,10 @@ REFUSED = {
         "layer 1 has input_dim=4 and hidden_dim=6, expected 4 and 4: an exported model's layers have one hidden width; "
         "export_onnx(model.layers[1], path) runs this one alone",
     ),
-    "bidirectional": (
-        lambda: (nn.LSTM(3, 4, bidirectional=True), {}),
-        ValueError,
-        "LSTM is bidirectional: its backward layers begin at a sequence's end, so nothing can go on from the state "
-        "that they leave; an exported model takes models with bidirectional=False",
+    "int8 of a projection": (
+        lambda: (LSTMLayer(3, 4, proj_dim=2), {"int8": True}),
+        ExportError,
+        "int8 is for LSTM nodes, and a projection of h takes Scan nodes; leave int8 out",
     ),
     "a hook": (
         lambda: (hooked(), {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from unrolled import LanguageModel, LSTMLayer, LSTMState, ModelConfig, MultiLayerLSTM, export_onnx
+from unrolled import LSTM, LanguageModel, LSTMLayer, LSTMState, ModelConfig, MultiLayerLSTM, export_onnx
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")
@@ -25,6 +26,12 @@ MODELS = {
     "stack back to its input": lambda: MultiLayerLSTM(3, 4),
     "no projection": lambda: MultiLayerLSTM(3, 17, 2, output_dim=None),
     "layer": lambda: LSTMLayer(3, 5),
+    "both directions": lambda: MultiLayerLSTM(3, 7, 3, 0.5, output_dim=4, bidirectional=True),
+    "projected": lambda: MultiLayerLSTM(3, 7, 2, output_dim=None, proj_dim=5),
+    "projected layer": lambda: LSTMLayer(3, 5, proj_dim=2),
+    "both directions, projected": lambda: MultiLayerLSTM(3, 7, 2, proj_dim=2, bidirectional=True),
+    "unrolled.LSTM": lambda: LSTM(3, 7, 2, batch_first=True, dropout=0.5),
+    "unrolled.LSTM of everything": lambda: LSTM(3, 7, 2, batch_first=True, proj_size=2, bidirectional=True),
     "wide layer": lambda: LSTMLayer(33, 129),
 }
 BOTH = pytest.mark.parametrize("every_step", [False, True], ids=["LSTM", "Scan"])
@@ -44,14 +51,18 @@ def call(running: Any, x: Tensor, state: tuple[Tensor, Tensor]) -> list[np.ndarr
 
 def drawn(model: nn.Module, batch: int, time: int) -> tuple[Tensor, LSTMState]:
     if isinstance(model, LanguageModel):
-        x, layers, hidden = (
-            torch.randint(model.config.vocabulary, (batch, time)),
-            model.config.layers,
-            model.config.hidden,
-        )
-    else:
-        x, layers, hidden = torch.randn(batch, time, model.input_dim), getattr(model, "num_layers", 1), model.hidden_dim
-    return x, LSTMState(torch.randn(layers, batch, hidden), torch.randn(layers, batch, hidden))
+        return torch.randint(model.config.vocabulary, (batch, time)), random_like(model.zero_state(batch))
+    if isinstance(model, LSTM):
+        x = torch.randn(batch, time, model.input_size)
+        return x, random_like(LSTMState(*model(x)[1]))
+    x = torch.randn(batch, time, model.input_dim)
+    if isinstance(model, LSTMLayer):
+        return x, random_like(LSTMState(*(part[:, -1][None] for part in model(x))))
+    return x, random_like(model.zero_state(batch))
+
+
+def random_like(state: LSTMState) -> LSTMState:
+    return LSTMState(*(torch.randn(part.shape) for part in state))
 
 
 @torch.no_grad()
@@ -60,7 +71,7 @@ def expected(model: nn.Module, x: Tensor, state: LSTMState) -> list[np.ndarray]:
     if isinstance(model, LSTMLayer):
         h, c = model(x, state.h[0], state.c[0])
         return [each.numpy() for each in (h, h[None, :, -1], c[None, :, -1], h[None], c[None])]
-    trace = model.trace(x, state)
+    trace = model.trace(x, tuple(state))
     every = [torch.stack([getattr(layer, name) for layer in trace.layers]) for name in "hc"]
     return [each.numpy() for each in (trace.output, *trace.state, *every)]
 
@@ -97,7 +108,7 @@ def test_a_state_is_carried_from_call_to_call(every_step: bool, tmp_path: Path, 
     assert_near([np.concatenate(logits, 1), h, c], wanted, 3)
 
 
-@pytest.mark.parametrize("name", ["embedded", "one-hot", "stack", "layer"])
+@pytest.mark.parametrize("name", ["embedded", "one-hot", "stack", "layer", "both directions", "projected"])
 def test_the_reference_of_onnx_computes_it_too(name: str, tmp_path: Path, seed):
     """It shares no code with ONNX Runtime, so the two do not misread the order of the gates alike."""
     from onnx.reference import ReferenceEvaluator
@@ -130,6 +141,18 @@ def test_names_order_shapes_and_one_node_for_each_layer(tmp_path: Path):
     made = onnx.load(tmp_path / "m.onnx")
     assert shapes(made.graph.input)[0] == ("x", ["batch", "time", 3])
     assert shapes(made.graph.output)[0] == ("logits", ["batch", "time", 7])
+
+
+def test_one_node_for_each_layer_and_direction(tmp_path: Path):
+    kinds = {}
+    for name in ("both directions", "both directions, projected"):
+        export_onnx(MODELS[name](), tmp_path / "m.onnx")
+        made = onnx.load(tmp_path / "m.onnx")
+        kinds[name] = [node.op_type for node in made.graph.node if node.op_type in ("LSTM", "Scan")]
+    assert kinds == {"both directions": ["LSTM"] * 6, "both directions, projected": ["Scan"] * 4}
+    assert shapes(made.graph.input)[1:] == [("h", [4, "batch", 2]), ("c", [4, "batch", 7])]
+    sizes = json.loads({entry.key: entry.value for entry in made.metadata_props}["sizes"])
+    assert sizes == {"input": 3, "hidden": 7, "layers": 2, "output": 3, "directions": 2, "proj": 2}
 
 
 @BOTH

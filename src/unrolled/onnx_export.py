@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # What a protobuf message may measure, less room for the graph and the tokenizer.
 LARGEST = 2**31 - 2**24
-EXPORT = Runner("an exported model", "export_onnx({}, path)", any_weights=True)
+EXPORT = Runner("an exported model", "export_onnx({}, path)", any_weights=True, any_structure=True)
 
 
 class ExportError(ValueError):
@@ -42,12 +42,12 @@ def export_onnx(
     """Write `model`, in evaluation mode and as float32, into one file that ONNX Runtime runs; an older one is replaced.
 
     Inputs, in order: `x`, ids int64 [batch, time] for a language model, else floats [batch, time, input]; `h` and `c`
-    [layers, batch, hidden]. Outputs: `logits` [batch, time, output] (without a projection the top layer's h), `h_n` and
+    as in `LSTMState`. Outputs: `logits` [batch, time, output] (without a projection the top layer's h), `h_n` and
     `c_n`, the state after the last step. Batch and time are free, from 1 on.
 
-    `every_step` adds `every_h` and `every_c`, [layers, batch, time, hidden]. An `LSTM` node does not give out c, so
-    each layer is then a `Scan`. `int8`: dynamically quantised weights, for ONNX Runtime alone. `tokenizer`: a language
-    model's, which goes into the file's metadata.
+    `every_step` adds `every_h` and `every_c`, [layers, batch, time, width]. An `LSTM` node does not give out c, nor
+    project h (`proj_dim`), so each layer is then a `Scan`. `int8`: dynamically quantised weights, for ONNX Runtime
+    alone. `tokenizer`: a language model's, which goes into the file's metadata.
 
     Raises TypeError for another class or one with a forward of its own, ExportError for hooks, a model of 2 GiB or
     more, a path that is not a file's name in .onnx, and a package that is missing; OSError where it can't be written.
@@ -57,6 +57,8 @@ def export_onnx(
     _check(parts, tokenizer)
     if int8 and every_step:
         raise ExportError("int8 is for LSTM nodes, and every_step writes Scan nodes; leave one of them out")
+    if int8 and parts.layers[0].proj_dim is not None:
+        raise ExportError("int8 is for LSTM nodes, and a projection of h takes Scan nodes; leave int8 out")
     try:
         import onnx
     except ImportError:
@@ -121,9 +123,13 @@ def _described(parts: Parts, tokenizer: Tokenizer | None, *, int8: bool) -> dict
     sizes = {
         "input": parts.layers[0].input_dim,
         "hidden": parts.layers[0].hidden_dim,
-        "layers": len(parts.layers),
+        "layers": len(parts.layers) // parts.directions,
         "output": parts.output,
     }
+    if parts.directions > 1:
+        sizes["directions"] = parts.directions
+    if parts.layers[0].proj_dim is not None:
+        sizes["proj"] = parts.layers[0].proj_dim
     if parts.ids_only:
         sizes["vocabulary"] = parts.vocabulary
     found = {"sizes": json.dumps(sizes), "weights": "int8" if int8 else "float32"}

@@ -57,9 +57,10 @@ class Stepper:
 
     `stepper.steps(x)` takes many steps at once, with the same bits, and in less time for each.
 
-    `model` is a float32 `LanguageModel`, `MultiLayerLSTM`, `LSTMLayer` or `torch.nn.LSTM` on the CPU. It is run as in
-    evaluation, without dropout, and keeps its mode; hooks do not run. `weights`: "float32", "bfloat16" (weights
-    rounded, arithmetic in float32) or "int8" (weights and inputs of products; `compare` says what it loses).
+    `model` is a float32 `LanguageModel`, `MultiLayerLSTM`, `LSTMLayer`, `LSTM` or `torch.nn.LSTM` on the CPU, in one
+    direction and without a projection of h. It is run as in evaluation, without dropout, and keeps its mode; hooks do
+    not run. `weights`: "float32", "bfloat16" (weights rounded, arithmetic in float32) or "int8" (weights and inputs of
+    products; `compare` says what it loses).
 
     The weights are a snapshot: where a parameter has changed since, `step` raises until `refresh`. Changes that torch
     does not count stay unseen: into `parameter.data`, through NumPy, or of parameters made in inference mode.
