@@ -215,7 +215,7 @@ class LSTM(nn.RNNBase):
         if resets is not None:
             check_masks(x, resets, None)
             resets = resets if order is None else resets.index_select(0, order)
-        output, state, layers = self._layers(x, (h0, c0), resets, lengths, traced=traced)
+        output, state, layers = self._layers(x, (h0, c0), resets, lengths, traced=traced, clean=True)
         flat = output.transpose(0, 1).flatten(0, 1)
         flat = flat if places is None else flat.index_select(0, places)
         if original is not None:
@@ -224,32 +224,47 @@ class LSTM(nn.RNNBase):
 
     def _initial(self, x: Tensor, hx: Any, batch_sizes: Tensor | None) -> _State:
         """A checked state; zeros if None was given."""
+        dtype = self._weight("weight_ih_l0").dtype
         if hx is None:
             # What does not fit in x is said before zeros are made for it.
             self.check_input(x, batch_sizes)
             sizes = self.get_expected_hidden_size(x, batch_sizes), self.get_expected_cell_size(x, batch_sizes)
-            hx = x.new_zeros(sizes[0]), x.new_zeros(sizes[1])
+            return x.new_zeros(sizes[0], dtype=dtype), x.new_zeros(sizes[1], dtype=dtype)
         self.check_forward_args(x, hx, batch_sizes)
-        dtype = self._weight("weight_ih_l0").dtype
         return hx[0].to(dtype), hx[1].to(dtype)
 
     def _layers(
-        self, x: Tensor, state: _State, resets: Tensor | None, lengths: Tensor | None, *, traced: bool
+        self,
+        x: Tensor,
+        state: _State,
+        resets: Tensor | None,
+        lengths: Tensor | None,
+        *,
+        traced: bool,
+        clean: bool = False,
     ) -> Passed:
-        """`x` [B, T, I] and the masks batch-first."""
+        """`x` [B, T, I] and the masks batch-first; `clean` as `recurrence.scan` has it."""
         suffixes = ("", "_reverse") if self.bidirectional else ("",)
         run = self._trace if traced else self._states
-        layers = [[partial(run, f"_l{k}{suffix}") for suffix in suffixes] for k in range(self.num_layers)]
+        layers = [[partial(run, f"_l{k}{suffix}", clean) for suffix in suffixes] for k in range(self.num_layers)]
         return run_layers(x, state, layers, self._drop, resets=resets, lengths=lengths)
 
     def _drop(self, h: Tensor) -> Tensor:
         return F.dropout(h, self.dropout, self.training)
 
     def _states(
-        self, suffix: str, x: Tensor, h0: Tensor, c0: Tensor, *, resets: Tensor | None, lengths: Tensor | None
+        self,
+        suffix: str,
+        clean: bool,
+        x: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        *,
+        resets: Tensor | None,
+        lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """h and c of every step of one direction of a layer, [B, T, ...]."""
-        given = (suffix, x, h0, c0, resets, lengths)
+        given = (suffix, clean, x, h0, c0, resets, lengths)
         if self.recompute and torch.is_grad_enabled():
             h, c = checkpoint(self._run_states, *given, use_reentrant=False, preserve_rng_state=False)
         else:
@@ -257,17 +272,32 @@ class LSTM(nn.RNNBase):
         return h, c
 
     def _run_states(
-        self, suffix: str, x: Tensor, h0: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None
+        self,
+        suffix: str,
+        clean: bool,
+        x: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        resets: Tensor | None,
+        lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         w_x, w_h, bias, w_hr = self._weights(suffix)
-        options: dict[str, Any] = {"w_hr": w_hr, "backend": self.backend, "strict": self.strict}
+        options: dict[str, Any] = {"w_hr": w_hr, "backend": self.backend, "strict": self.strict, "clean": clean}
         return recurrence.states(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
 
     def _trace(
-        self, suffix: str, x: Tensor, h0: Tensor, c0: Tensor, *, resets: Tensor | None, lengths: Tensor | None
+        self,
+        suffix: str,
+        clean: bool,
+        x: Tensor,
+        h0: Tensor,
+        c0: Tensor,
+        *,
+        resets: Tensor | None,
+        lengths: Tensor | None,
     ) -> LayerTrace:
         w_x, w_h, bias, w_hr = self._weights(suffix)
-        options: dict[str, Any] = {"w_hr": w_hr, "backend": self.backend, "strict": self.strict}
+        options: dict[str, Any] = {"w_hr": w_hr, "backend": self.backend, "strict": self.strict, "clean": clean}
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
         return LayerTrace.of(scanned, (h0, c0), (w_h, w_hr), resets, lengths)
 
