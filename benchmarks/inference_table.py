@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 import peers
 import torch
-from measure import FEWEST_ROUNDS, Times, alternate
+from measure import FEWEST_ROUNDS, Times, alternate, speed
 from peers import Contender
 from stacks import Shape, demand_equal, open_stack
 
@@ -92,13 +92,12 @@ def row(
     prepared = {name: each.prepare(x) for name, each in contending.items()}
     runs = {name: (lambda run=each.run, x=prepared[name]: run(x)) for name, each in contending.items()}
     times = alternate(runs, seconds=seconds, rounds=rounds)
-    closed = times[CLOSED].median
-    cells = [f"{closed:.3g} ms"]
+    ratios = {name: speed(times[CLOSED], each).median for name, each in times.items()}
+    cells = [f"{times[CLOSED].median:.3g} ms"]
     for name, each in list(found.items())[1:]:
         timed = isinstance(each, Contender)
-        cells.append(f"{times[name].median:.3g} ms, {closed / times[name].median:.2f}x" if timed else each)
+        cells.append(f"{times[name].median:.3g} ms, {ratios[name]:.2f}x" if timed else each)
     shares = [shape.forward_flops / (times[name].median * 1e-3) / peak for name in (CLOSED, "float32")]
-    ratios = {name: closed / each.median for name, each in times.items()}
     verdict = "; ".join(_verdict(name, goal, ratios) for name, goal in (goals or {}).items())
     return [str(shape), *cells, f"{shares[0]:.0%}, {shares[1]:.0%}", verdict], times
 

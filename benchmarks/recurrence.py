@@ -1,8 +1,8 @@
 """Time of whole stacks, open and closed: a training table and an inference table, with goals.
 
-All contenders of a row have the same weights and inputs, run in this process and take turns; figures are medians, and
-only ratios mean anything (2x: half the time of nn.LSTM in this run). A row is timed only when all its contenders were
-found to compute the same.
+All contenders of a row have the same weights and inputs, run in this process and take turns; times are medians, and
+only ratios mean anything (2x: half the time of nn.LSTM in the same turn; the median over the turns, with its interval
+of 95% confidence). A row is timed only when all its contenders were found to compute the same.
 
     python benchmarks/recurrence.py [--rows ROW ...] [--rounds N] [--seconds S] [--write PAGE]
 
@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import inference_table
 import training_table
-from measure import FEWEST_ROUNDS, Times, sgemm_peak
+from measure import FEWEST_ROUNDS, Times, sgemm_peak, speed
 from page import add_write, provenance, table, write_section
 from stacks import Shape
 
@@ -30,18 +30,22 @@ ROWS = {str(shape): shape for shape in (*training_table.GOALS, *inference_table.
 
 
 def shown(shape: Shape, times: dict[str, Times]) -> None:
-    closed = times[training_table.CLOSED].median
-    print(shape)
+    closed = times[training_table.CLOSED]
+    print(f"{shape}, {len(closed.turns)} turns")
     for name, each in times.items():
-        print(f"  {name:<26} {closed / each.median:6.2f}x  {each}")
+        print(f"  {name:<26} {speed(closed, each)!s:<24} {each}")
     sys.stdout.flush()
 
 
 def slower(shape: Shape, times: dict[str, Times]) -> list[str]:
     """Where ours take longer than nn.LSTM, by more than noise."""
-    closed = times[training_table.CLOSED].median
-    ratios = {name: closed / times[name].median for name in OURS if name in times}
-    return [f"{shape}: {name} runs at {ratio:.2f} of nn.LSTM" for name, ratio in ratios.items() if ratio < FLOOR]
+    closed = times[training_table.CLOSED]
+    ratios = {name: speed(closed, times[name]) for name in OURS if name in times}
+    return [
+        f"{shape}: {name} runs at {ratio} the speed of nn.LSTM"
+        for name, ratio in ratios.items()
+        if ratio.median < FLOOR
+    ]
 
 
 def training(shapes: Sequence[Shape], peak: float, *, rounds: int, seconds: float) -> tuple[list[str], list[str]]:
@@ -72,7 +76,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", nargs="+", choices=ROWS, metavar="ROW", help="some of the rows, as 16x128x64x64x1")
     parser.add_argument("--rounds", type=int, default=FEWEST_ROUNDS, help="turns of each contender, at least")
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each row, unless its rounds take longer")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each row, unless its rounds take longer")
     add_write(parser)
     arguments = parser.parse_args()
     if arguments.write and arguments.rows:

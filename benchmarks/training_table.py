@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from measure import FEWEST_ROUNDS, Times, alternate
+from measure import FEWEST_ROUNDS, Times, alternate, speed
 from stacks import Shape, cells, closed_stack, demand_equal, gradients, open_stack
 from torch import Tensor, nn
 
@@ -156,11 +156,11 @@ def row(
     contending = contenders(task)
     check(task, contending)
     times = alternate({name: each.step for name, each in contending.items()}, seconds=seconds, rounds=rounds)
-    closed = times[CLOSED].median
-    cells = [f"{closed:.2f} ms"]
-    cells += [f"{times[name].median:.2f} ms, {closed / times[name].median:.2f}x" for name in list(contending)[1:]]
+    ratios = {name: speed(times[CLOSED], each).median for name, each in times.items()}
+    cells = [f"{times[CLOSED].median:.2f} ms"]
+    cells += [f"{times[name].median:.2f} ms, {ratios[name]:.2f}x" for name in list(contending)[1:]]
     shares = [shape.training_flops / (times[name].median * 1e-3) / peak for name in (CLOSED, OPEN)]
-    met = [closed / times[name].median >= (goal or 0) for name in (OPEN, OPENED)]
+    met = [ratios[name] >= (goal or 0) for name in (OPEN, OPENED)]
     verdict = "" if goal is None else f"{goal:g}x: {'reached' if all(met) else 'missed'}"
     return [str(shape), *cells, f"{shares[0]:.0%}, {shares[1]:.0%}", verdict], times
 

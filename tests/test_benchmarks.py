@@ -90,8 +90,24 @@ class TestMeasure:
         assert times["a"].median < 0.5 * 5.0
 
     def test_quantiles_are_in_milliseconds(self, bench):
-        assert bench.measure.summary([0.001, 0.002, 0.003, 0.004, 0.005, 0.006]) == pytest.approx((3.5, 2.0, 5.0))
-        assert bench.measure.summary([0.004]) == pytest.approx((4.0, 4.0, 4.0))
+        assert bench.measure.summary([0.001, 0.002, 0.003, 0.004, 0.005, 0.006])[:3] == pytest.approx((3.5, 2.0, 5.0))
+        found = bench.measure.summary([0.004])
+        assert (*found[:3], *found.turns) == pytest.approx((4.0, 4.0, 4.0, 4.0))
+
+    def test_a_ratio_is_taken_turn_by_turn(self, bench):
+        load = [1.0, 9.0, 2.0, 5.0, 1.0, 3.0, 8.0]
+        peer, ours = (bench.measure.summary([factor * each for each in load]) for factor in (1.2, 1.0))
+        assert bench.measure.speed(peer, ours) == pytest.approx((1.2, 1.2, 1.2))
+        # Slowed in a few of the turns, ours has another median, and not another ratio.
+        slowed = bench.measure.summary([*load[:5], 30.0, 80.0])
+        assert bench.measure.speed(peer, slowed).median == pytest.approx(1.2)
+
+    @pytest.mark.parametrize(("turns", "cut"), [(1, 0), (5, 0), (6, 0), (9, 1), (15, 3), (99, 39)])
+    def test_the_interval_is_that_of_the_sign_test(self, bench, turns, cut):
+        ratios = [1.0 + k for k in range(turns)]
+        peer = bench.measure.summary(ratios)
+        found = bench.measure.speed(peer, bench.measure.summary([1.0] * turns))
+        assert found == pytest.approx((1 + (turns - 1) / 2, ratios[cut], ratios[-1 - cut]))
 
     def test_the_peak_is_a_rate(self, bench, monkeypatch):
         monkeypatch.setattr(bench.measure, "PEAK_SHAPES", ((64, 64, 64),))
@@ -223,11 +239,13 @@ class TestInference:
 class TestPromise:
     def test_slower_than_closed_is_said_beyond_noise(self, bench):
         def ms(value: float):
-            return bench.measure.Times(value, value, value)
+            return bench.measure.summary([1e-3 * value])
 
         shape = bench.stacks.Shape(1, 1, 1, 1, 1)
         times = {"nn.LSTM": ms(1.0), "unrolled": ms(1.02), "float32": ms(1.25), "portable": ms(9.0)}
-        assert bench.recurrence.slower(shape, times) == ["1x1x1x1x1: float32 runs at 0.80 of nn.LSTM"]
+        assert bench.recurrence.slower(shape, times) == [
+            "1x1x1x1x1: float32 runs at 0.80x (0.80 to 0.80) the speed of nn.LSTM"
+        ]
 
 
 @pytest.fixture
@@ -337,9 +355,9 @@ class TestPage:
     def test_the_page_has_the_section_of_every_benchmark(self, bench):
         text = PAGE.read_text(encoding="utf-8")
         tables = ("recurrence, training", "recurrence, inference", "trainer", "generation")
-        for name in (*tables, "import_time", "text_memory", "packed", "compiled", "per_sample"):
+        for name in (*tables, "import_time", "text_memory", "packed", "compiled", "per_sample", "variants"):
             bench.page.with_section(text, name, [])
-        assert text.count("<!-- made by: ") == 10
+        assert text.count("<!-- made by: ") == 11
 
 
 class TestRun:
