@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from plain import F64, normal, redraw
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from unrolled import LSTM
+from unrolled import LSTM, from_torch
 
 B, T, I, H, P = 4, 6, 5, 7, 3
 GATES = ("i", "f", "g", "o")
@@ -77,6 +78,61 @@ def test_a_trace_is_the_call_itself(dtype: torch.dtype):
     assert trace.layers[0].f.shape == (B, T, H)
     grad = torch.autograd.grad(trace.layers[0].f.sum(), module.weight_ih_l0)[0]
     assert grad[H : 2 * H].any()
+
+
+@pytest.mark.parametrize("form", ["padded", "packed", "time-first", "one sequence"])
+@pytest.mark.parametrize("proj_size", [0, P])
+def test_total_gradients_are_those_of_the_stack_that_from_torch_makes(proj_size: int, form: str):
+    """Whose own are held to plain loops; in the rows' own order, whatever goes in."""
+    module = new(bidirectional=True, proj_size=proj_size, batch_first=form != "time-first")
+    x, masks = normal(B, T, I, seed=1).requires_grad_(), {} if form == "one sequence" else {"lengths": LENGTHS}
+    stack = from_torch(module)
+    given = x[:1] if form == "one sequence" else x
+    expected = stack.trace(given, **masks)
+    if form == "packed":
+        trace = module.trace(pack_padded_sequence(x, LENGTHS, batch_first=True, enforce_sorted=False))
+        output = pad_packed_sequence(trace.output, batch_first=True, total_length=T)[0]
+    else:
+        trace = module.trace(x.transpose(0, 1) if form == "time-first" else x[0] if len(given) == 1 else x, **masks)
+        output = trace.output.transpose(0, 1) if form == "time-first" else trace.output.reshape(expected.output.shape)
+    weight = normal(*expected.output.shape, seed=4)
+    ours = trace.gradients((output * weight).sum() + trace.state[1].square().sum() + trace.layers[1].f.sum())
+    theirs = expected.gradients(
+        (expected.output * weight).sum() + expected.state.c.square().sum() + expected.layers[1].f.sum()
+    )
+    assert len(ours) == 4
+    for found, exact, layer in zip(ours, theirs, expected.layers, strict=True):
+        for name, value in exact._asdict().items():
+            torch.testing.assert_close(getattr(found, name), value, rtol=1e-11, atol=1e-12, msg=name)
+            assert value.shape == getattr(layer, name).shape
+    for found, exact in zip(trace.layers, expected.layers, strict=True):
+        for ours_last, theirs_last in zip(found.state, exact.state, strict=True):
+            torch.testing.assert_close(ours_last, theirs_last, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("option", [{}, {"bidirectional": True}, {"proj_size": P}])
+def test_recompute_keeps_no_gates_and_changes_no_bit(option: dict[str, Any]):
+    module = new(dropout=0.3, **option)
+    x = normal(B, T, I, seed=1).requires_grad_()
+    found: dict[bool, list[Any]] = {}
+    for recompute in (False, True):
+        module.recompute = recompute
+        sizes: list[int] = []
+
+        def keep(value: Tensor, sizes: list[int] = sizes) -> Tensor:
+            sizes.append(value.numel())
+            return value
+
+        torch.manual_seed(0)
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            output, state = module(x, lengths=LENGTHS)
+        loss = output.square().sum() + state[1].sum()
+        found[recompute] = [output, *state, *torch.autograd.grad(loss, [x, *module.parameters()])]
+        assert (max(sizes) >= 4 * B * T * H) == (not recompute)
+    for value, exact in zip(found[True], found[False], strict=True):
+        assert torch.equal(value, exact)
+    assert repr(module) == repr(new(dropout=0.3, **option))[:-1] + ", recompute=True)"
+    assert copy.deepcopy(module).recompute
 
 
 @pytest.mark.parametrize("option", [{}, {"bidirectional": True}, {"proj_size": P}])
