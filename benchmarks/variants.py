@@ -1,0 +1,145 @@
+"""What each option of a cell costs: beside the plain layer, and beside the loop over steps that one writes today.
+
+A training step of one layer, all gradients taken; an option is timed only when its h and gradients are the loop's.
+
+    python benchmarks/variants.py [--seconds 8] [--write PAGE]
+
+Exits 1 where an option takes more than is promised of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from measure import Times, alternate
+from page import add_write, provenance, table, write_section
+from torch import Tensor
+
+from unrolled import LSTMLayer
+
+# Batch, steps, input, hidden: where the cell is dear beside its products, and where it is not.
+SHAPES = ((16, 128, 64, 64), (32, 64, 256, 256))
+PLAIN = "plain"
+OPTIONS: dict[str, dict[str, Any]] = {
+    PLAIN: {},
+    "peephole": {"peephole": True},
+    "coupled": {"coupled": True},
+    "cell_clip": {"cell_clip": 1.0},
+    "hard_sigmoid": {"gate_activation": "hard_sigmoid"},
+    "relu": {"activation": "relu"},
+}
+# Of the plain layer's time.
+PROMISED = 1.05
+# What rounding may do over the steps of the longest sequence, of the largest value.
+NEAR = 1e-3
+
+
+def loop(layer: LSTMLayer, x: Tensor) -> Tensor:
+    """The layer as plain torch, a step at a time: one product with x for all steps, one with h for each."""
+    w_x, w_h, bias = layer._weights()
+    options, hidden = layer.options, layer.hidden_dim
+    p_i, p_f, p_o = (getattr(layer, f"p_{gate}", None) for gate in "ifo")
+    gate = torch.nn.functional.hardsigmoid if options.gate_activation == "hard_sigmoid" else torch.sigmoid
+    squash = torch.relu if options.activation == "relu" else torch.tanh
+    pre, w_h = x @ w_x.flatten(1) + bias.flatten(), w_h.flatten(1)
+    h = c = x.new_zeros(x.shape[0], hidden)
+    hs = []
+    for pre_t in pre.unbind(1):
+        i, f, g, o = (pre_t + h @ w_h).chunk(4, -1)
+        i = gate(i if p_i is None else i + p_i * c)
+        f = 1 - i if options.coupled else gate(f if p_f is None else f + p_f * c)
+        c = f * c + i * squash(g)
+        if options.cell_clip is not None:
+            c = c.clamp(-options.cell_clip, options.cell_clip)
+        h = gate(o if p_o is None else o + p_o * c) * squash(c)
+        hs.append(h)
+    return torch.stack(hs, 1)
+
+
+def new_layer(shape: tuple[int, ...], options: dict[str, Any]) -> LSTMLayer:
+    torch.manual_seed(1)
+    layer = LSTMLayer(*shape[2:], **options)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            if not name.startswith("W_"):
+                parameter.normal_(std=0.3)
+    return layer
+
+
+def step(layer: LSTMLayer, forward: Callable[[Tensor], Tensor], x: Tensor, into_h: Tensor) -> list[Tensor]:
+    """A training step: h and the gradients of all parameters."""
+    layer.zero_grad()
+    h = forward(x)
+    h.backward(into_h)
+    return [h.detach(), *(parameter.grad for parameter in layer.parameters() if parameter.grad is not None)]
+
+
+def check(name: str, ours: list[Tensor], theirs: list[Tensor]) -> None:
+    if len(ours) != len(theirs):
+        sys.exit(f"{name}: {len(ours)} results and {len(theirs)} of the loop")
+    for value, expected in zip(ours, theirs, strict=True):
+        if float((value - expected).abs().max()) > NEAR * (1 + float(expected.abs().max())):
+            sys.exit(f"{name} is not what the loop computes")
+
+
+def measured(shape: tuple[int, ...], seconds: float) -> dict[str, Times]:
+    batch, steps, width, hidden = shape
+    x, into_h = torch.randn(batch, steps, width), torch.randn(batch, steps, hidden)
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, options in OPTIONS.items():
+        layer = new_layer(shape, options)
+
+        def own(given: Tensor, layer: LSTMLayer = layer) -> Tensor:
+            return layer(given)[0]
+
+        def by_loop(given: Tensor, layer: LSTMLayer = layer) -> Tensor:
+            return loop(layer, given)
+
+        check(name, step(layer, own, x, into_h), step(layer, by_loop, x, into_h))
+        runs[name] = lambda layer=layer, own=own: step(layer, own, x, into_h)
+        runs[f"{name}, loop"] = lambda layer=layer, by_loop=by_loop: step(layer, by_loop, x, into_h)
+    return alternate(runs, seconds=seconds)
+
+
+def rows_of(shape: tuple[int, ...], times: dict[str, Times]) -> tuple[list[list[str]], list[str]]:
+    """The table's rows, and what takes more than promised."""
+    rows, missed, plain = [], [], times[PLAIN].median
+    for name in OPTIONS:
+        own, by_loop = times[name].median, times[f"{name}, loop"].median
+        cells = (f"{own:.2f} ms", f"{own / plain:.2f}", f"{by_loop:.1f} ms, {by_loop / own:.1f}x")
+        rows.append(["x".join(map(str, shape)), name, *cells])
+        if own > PROMISED * plain:
+            missed.append(f"{rows[-1][0]}: {name} takes {own / plain:.2f} of the plain layer's time")
+    return rows, missed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0, help="for each shape, at least")
+    add_write(parser)
+    arguments = parser.parse_args()
+    print(*provenance(), flush=True)
+    rows, missed = [], []
+    for shape in SHAPES:
+        made, slow = rows_of(shape, measured(shape, arguments.seconds))
+        rows, missed = [*rows, *made], [*missed, *slow]
+    header = (
+        "batch x steps x input x hidden",
+        "option",
+        "a step",
+        "of the plain layer's",
+        "the loop; ours is faster by",
+    )
+    lines = table(header, rows)
+    print(*lines, *missed, sep="\n")
+    if arguments.write:
+        write_section(arguments.write, "variants", lines)
+    sys.exit(bool(missed))
+
+
+if __name__ == "__main__":
+    main()
