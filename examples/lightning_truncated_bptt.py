@@ -109,7 +109,10 @@ def main() -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)  # tensors this small gain nothing from more
     module, fit = Carrying(), trainer(settings.epochs)
-    fit.fit(module, windows(32, 200), windows(32, 200))
+    try:
+        fit.fit(module, windows(32, 200), windows(32, 200))
+    except SystemExit:  # Lightning's answer to Ctrl-C is 1; 130 is the shell's
+        raise SystemExit(130 if fit.interrupted else 1) from None
     print(f"squared error of the first window {module.losses[0]:.3f}, of the last one {module.losses[-1]:.3f}")
     print(f"of new signals, whose variance is 1: {float(fit.callback_metrics['validation']):.3f}")
 

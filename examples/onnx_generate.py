@@ -10,7 +10,11 @@ import json
 import sys
 
 import numpy as np
-import onnxruntime
+
+try:
+    import onnxruntime
+except ImportError:
+    sys.exit("this example needs ONNX Runtime: pip install onnxruntime")
 
 path, prompt, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

@@ -7,6 +7,7 @@ import random
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,39 @@ def run(example: Path, folder: Path, *arguments: str) -> subprocess.CompletedPro
     )
 
 
+# What each says where its package is missing.
+MISSING = {
+    "onnx_generate": ("onnxruntime", "this example needs ONNX Runtime: pip install onnxruntime"),
+    "recurrent_ppo": ("gymnasium", 'this example needs gymnasium: pip install "unrolled[examples]"'),
+    "private_sgd": ("opacus", 'this example needs opacus: pip install "unrolled[opacus]"'),
+    "lightning_truncated_bptt": (
+        "pytorch_lightning",
+        'this example needs pytorch-lightning: pip install "unrolled[examples]"',
+    ),
+}
+# Those that train for minutes; the lessons are over before anyone stops them.
+TRAINING = ("word_language_model", "recurrent_ppo", "private_sgd", "lightning_truncated_bptt")
+
+WITHOUT = """
+import runpy, sys
+package, *sys.argv = sys.argv[1:]
+sys.modules[package] = None
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+INTERRUPTED = """
+import runpy, signal, sys, torch
+sys.argv = sys.argv[1:]
+torch.Tensor.backward = lambda *_, **__: signal.raise_signal(signal.SIGINT)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def run_in(program: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    script = folder / "program.py"
+    script.write_text(program, encoding="utf-8")
+    return run(script, folder, *arguments)
+
+
 def write_texts(folder: Path) -> None:
     """Sentences in which each word decides the next, but for one in four."""
     draw = random.Random(0)
@@ -74,6 +108,37 @@ def test_an_example_runs(example: Path, tmp_path: Path):
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.strip(), "an example shows something"
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_is_linked_where_readers_look(example: Path):
+    assert f"](examples/{example.name})" in (example.parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", MISSING)
+def test_without_its_package_an_example_says_what_to_install(name: str, tmp_path: Path):
+    package, sentence = MISSING[name]
+    assert package in NEEDS[name]
+    [example] = [path for path in EXAMPLES if path.stem == name]
+    done = run_in(WITHOUT, tmp_path, package, str(example))
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{sentence}\n")
+    if extra := re.search(r"unrolled\[(\w+)\]", sentence):
+        project = tomllib.loads((example.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        [package_of_extra] = [
+            each for each in project["optional-dependencies"][extra[1]] if each.startswith(package.replace("_", "-"))
+        ]
+        assert package_of_extra
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_ctrl_c_ends_a_training_example_as_a_shell_expects(name: str, tmp_path: Path):
+    for package in NEEDS.get(name, ()):
+        pytest.importorskip(package)
+    write_texts(tmp_path)
+    [example] = [path for path in EXAMPLES if path.stem == name]
+    done = run_in(INTERRUPTED, tmp_path, str(example), *ARGUMENTS[name])
+    assert done.returncode == 130, done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def word_model(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,13 @@ import torch
 from unrolled import CarriedState
 
 pytorch_lightning = pytest.importorskip("pytorch_lightning", reason="the extra `examples` is not installed")
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [
+    pytest.mark.slow,
+    # Lightning's own use of torch's pytrees
+    pytest.mark.filterwarnings(r"ignore:`isinstance\(treespec, LeafSpec\)` is deprecated"),
+    # the checkpoint's callback is not needed to go on
+    pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`:UserWarning"),
+]
 
 
 @pytest.fixture(scope="module")

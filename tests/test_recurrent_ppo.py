@@ -148,6 +148,39 @@ def test_a_truncated_episode_goes_on_and_a_terminated_one_does_not(ppo: ModuleTy
     assert (rollout.values[:, 1:][only_cut] != 0).all()
 
 
+def test_same_step_resets_at_once_and_keeps_the_last_observation_apart(ppo: ModuleType):
+    """What docs/reinforcement-learning.md says of the mode that the example does not use."""
+    gymnasium = ppo.gymnasium
+    mode = gymnasium.vector.AutoresetMode.SAME_STEP
+    options = {"vector_kwargs": {"autoreset_mode": mode}, "max_episode_steps": 14}
+    envs = gymnasium.make_vec("CartPole-v1", ENVS, "sync", **options)
+    torch.manual_seed(0)
+    policy, state = ppo.OpenPolicy(2, HIDDEN), LSTMState.zeros(1, ENVS, HIDDEN)
+    observation, resets = ppo.shown(envs.reset(seed=3)[0]), torch.ones(ENVS, dtype=torch.bool)
+    begun, seen, checked = [0] * ENVS, [], {"terminated": 0, "truncated": 0}
+    for t in range(60):
+        seen.append(observation)
+        with torch.no_grad():
+            _, state = policy(observation[:, None], state, resets[:, None])
+        found, reward, terminated, truncated, infos = envs.step(torch.randint(2, (ENVS,)).numpy())
+        assert (reward == 1).all(), "no step is idle"
+        observation, resets = ppo.shown(found), torch.as_tensor(terminated | truncated)
+        for row in resets.nonzero().flatten().tolist():
+            assert (observation[row] / ppo.SCALE).abs().max() <= 0.05 + 1e-6, "the next episode's first one"
+            last = ppo.shown(infos["final_obs"][row][None])
+            if terminated[row]:
+                assert (last / ppo.SCALE).abs().max() > 0.2, "the pole has fallen where the last observation is"
+            with torch.no_grad():
+                value, _ = policy(last[:, None], state.rows(row), torch.zeros(1, 1, dtype=torch.bool))
+                episode = torch.stack([*(each[row] for each in seen[begun[row] :]), last[0]])[None]
+                none = torch.zeros(episode.shape[:2], dtype=torch.bool)
+                whole, _ = policy(episode, LSTMState.zeros(1, 1, HIDDEN), none)
+            torch.testing.assert_close(value[0, -1], whole[0, -1], rtol=0, atol=1e-5)
+            checked["terminated" if terminated[row] else "truncated"] += 1
+            begun[row] = t + 1
+    assert min(checked.values()) > 2
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1], ids=["from zeros", "from a carried state"])
 def test_one_update_is_the_same_by_both_ways(ppo: ModuleType, which: int):
