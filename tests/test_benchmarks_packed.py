@@ -39,6 +39,11 @@ def test_the_table_has_two_lines_for_each_length_and_a_speed_for_each_contender(
     assert all("1.00x" in line.split(" | ")[2] for line in body)
 
 
+def test_what_takes_minutes_to_train_is_run_forward_alone(packed, monkeypatch):
+    monkeypatch.setattr(packed, "LONGEST_TRAINED", 6)
+    assert [line.split(" | ")[1] for line in packed.lines([5, 9], 0.0)[2:]] == ["forward", "training", "forward"]
+
+
 def test_a_contender_that_computes_something_else_is_not_timed(packed, monkeypatch):
     theirs, ours = packed.modules()
     with torch.no_grad():
