@@ -19,7 +19,7 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.seam": {"recurrence.reference", "recurrence.precision", "recurrence.calls", "recurrence.cell"},
     "recurrence.portable": {"recurrence.reference", "recurrence.seam", "recurrence.cell"},
     "recurrence.cpu": {"recurrence.kernels", "recurrence.products", "recurrence.seam", "recurrence.cell"},
-    "recurrence.step": set(),
+    "recurrence.step": {"recurrence.cell"},
     "recurrence.native_step": {"recurrence.step", "recurrence.kernels"},
     "recurrence": {
         *("recurrence.reference", "recurrence.portable", "recurrence.cpu", "recurrence.products"),

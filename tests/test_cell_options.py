@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from plain import gradients, layer_inputs, masks, normal, redraw
 from torch.nn import functional as F
-from worlds import BACKENDS, dtype_of
+from worlds import BACKENDS, dtype_of, needs_library, remove_library
 
 import unrolled
 from unrolled import LSTMLayer, MultiLayerLSTM, Stepper, to_torch
@@ -204,26 +205,52 @@ def test_what_is_refused(module: Any, options: dict[str, Any], sentence: str) ->
         module(3, 4, peepholes=True)
 
 
-@pytest.mark.parametrize("options", IN_THE_CELL, ids=named)
-def test_a_stepper_says_that_it_does_not_compute_the_cell(options: dict[str, Any]) -> None:
-    name, value = next(iter(options.items()))
+@pytest.mark.parametrize("options", [*EACH, {k: v for each in EACH for k, v in each.items()}], ids=named)
+@pytest.mark.parametrize("library", [pytest.param(True, marks=needs_library), False], ids=["library", "no library"])
+def test_a_stepper_computes_it(library: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    if not library:
+        remove_library(monkeypatch)
+    model = redraw(MultiLayerLSTM(3, 19, 2, **options))
+    x = torch.randn(2, 5, 3)
+    stepper = Stepper(model, 2)
+    assert stepper.backend == ("cpu" if library else "portable")
+    with torch.no_grad():
+        expected, state = model(x)
+    steps = torch.stack([torch.as_tensor(stepper.step(x[:, t])).clone() for t in range(5)], 1)
+    torch.testing.assert_close(steps, expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(stepper.state.c, state.c, rtol=1e-4, atol=1e-5)
+    stepper.reset()
+    torch.testing.assert_close(torch.as_tensor(stepper.steps(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_stepper_notices_other_peepholes() -> None:
+    model = MultiLayerLSTM(3, 4, peephole=True)
+    stepper = Stepper(model, 1)
+    with torch.no_grad():
+        model.layers[0].p_o.add_(1)
+    assert stepper.stale
+    stepper.refresh()
+    x = torch.randn(1, 1, 3)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.as_tensor(stepper.step(x[:, 0])), model(x)[0][:, 0])
+
+
+def test_int8_has_no_room_for_an_h_without_bounds() -> None:
     with pytest.raises(ValueError) as error:
-        Stepper(MultiLayerLSTM(3, 4, **options), 1)
+        Stepper(MultiLayerLSTM(3, 4, activation="relu"), 1, weights="int8")
     assert str(error.value) == (
-        f"a layer has {name}={value!r}, which a stepper does not compute: call the model for each step, with the state "
-        "that it returned for the one before"
+        'weights="int8" keeps h in steps of 1/127 from -1 to 1, and with activation="relu" h has no bounds: take '
+        '"bfloat16" or "float32"'
     )
 
 
-@pytest.mark.parametrize("options", [{"coupled": True}, {"bias": False}], ids=named)
-def test_a_stepper_takes_what_is_in_the_weights(options: dict[str, Any]) -> None:
-    model = MultiLayerLSTM(3, 8, 2, **options)
-    x = torch.randn(1, 4, 3)
-    stepper = Stepper(model, 1)
-    with torch.no_grad():
-        expected = model(x)[0]
-    steps = torch.stack([torch.as_tensor(stepper.step(x[:, t])).clone() for t in range(4)], 1)
-    torch.testing.assert_close(steps, expected, rtol=1e-5, atol=1e-6)
+@pytest.mark.parametrize("options", IN_THE_CELL, ids=named)
+def test_an_exported_model_has_plain_cells(options: dict[str, Any], tmp_path: Path) -> None:
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError) as error:
+        unrolled.export_onnx(MultiLayerLSTM(3, 4, **options), tmp_path / "model.onnx")
+    sentence = f"a layer has {name}={value!r}, which an exported model does not compute: build the model without"
+    assert str(error.value) == f"{sentence}, or run it in torch"
 
 
 @pytest.mark.parametrize("options", [*IN_THE_CELL, {"coupled": True}, {"bias": False}], ids=named)
@@ -240,7 +267,9 @@ def test_torch_has_no_place_for_it(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("options", [*IN_THE_CELL, {"coupled": True}, {"bias": False}], ids=named)
 def test_keras_and_flax_have_no_place_for_it(options: dict[str, Any]) -> None:
     name, value = next(iter(options.items()))
-    sentence = f"the layer has {name}={value!r}, which a layer of Keras or Flax has no place for: build the model without"
+    sentence = (
+        f"the layer has {name}={value!r}, which a layer of Keras or Flax has no place for: build the model without"
+    )
     with pytest.raises(ValueError) as error:
         arrays_of(LSTMLayer(3, 4, **options))
     assert str(error.value) == sentence

@@ -50,7 +50,9 @@ class Parts(NamedTuple):
         with torch.inference_mode(False), torch.no_grad():
             layers = tuple(LayerWeights(*layer._weights()) for layer in self.layers)
             embedding = None if self.embedding is None else self.embedding.weight.clone()
-            return StackWeights(layers, _projection(self.projection), embedding)
+            changed = any(layer.options.changed(IN_THE_CELL) for layer in self.layers)
+            cells = tuple(layer._cell() for layer in self.layers) if changed else ()
+            return StackWeights(layers, _projection(self.projection), embedding, cells)
 
 
 class Runner(NamedTuple):
@@ -60,9 +62,10 @@ class Runner(NamedTuple):
     call: str
     any_weights: bool = False
     any_structure: bool = False
+    any_cell: bool = False
 
 
-STEPPER = Runner("a stepper", "Stepper({}, ...)")
+STEPPER = Runner("a stepper", "Stepper({}, ...)", any_cell=True)
 
 
 def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
@@ -70,8 +73,8 @@ def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
 
     Raises TypeError for another class, for one that computes something of its own and, unless the runner takes
     `any_weights`, for weights that are not float32; ValueError for weights that are not on the CPU, for layers of
-    several widths, for a cell with options and, unless the runner takes `any_structure`, for backward layers and a
-    projection of h.
+    several widths and, unless the runner takes `any_cell` or `any_structure`, for a cell with options, for backward
+    layers and a projection of h.
     """
     if not isinstance(model, _CLASSES):
         raise _wrong_class(model, runner)
@@ -128,10 +131,10 @@ def _check_weights(model: nn.Module) -> None:
 
 def _check_structure(model: nn.Module, layers: tuple[LSTMLayer, ...], runner: Runner) -> None:
     for layer in layers:
-        if changed := layer.options.changed(IN_THE_CELL):
+        if not runner.any_cell and (changed := layer.options.changed(IN_THE_CELL)):
             raise ValueError(
-                f"a layer has {changed}, which {runner.noun} does not compute: call the model for each step, with the "
-                "state that it returned for the one before"
+                f"a layer has {changed}, which {runner.noun} does not compute: build the model without, or run it in "
+                "torch"
             )
     if runner.any_structure:
         return

@@ -91,7 +91,13 @@ class Stepper:
             raise ValueError(f"weights={weights!r} is not one of {', '.join(KINDS)}")
         self.batch_size, self.weights, self.threads, self.strict = batch_size, weights, threads, strict
         self._model, self._inside = model, threading.Lock()
-        self._pack(take_apart(model))
+        parts = take_apart(model)
+        if weights == "int8" and any(layer.options.activation == "relu" for layer in parts.layers):
+            raise ValueError(
+                'weights="int8" keeps h in steps of 1/127 from -1 to 1, and with activation="relu" h has no bounds: '
+                'take "bfloat16" or "float32"'
+            )
+        self._pack(parts)
 
     @property
     def backend(self) -> str:

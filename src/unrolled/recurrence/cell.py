@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -35,6 +36,20 @@ class Cell(NamedTuple):
     def gate(self, x: Tensor) -> Tensor:
         # Not F.hardsigmoid: its slope is a float32's 1/6 in float64 too. F.hardtanh has none at its bounds, as below.
         return F.hardtanh(x / 6 + 0.5, 0.0, 1.0) if self.hard_gates else x.sigmoid()
+
+    def gate_(self, x: Tensor) -> None:
+        """`gate`, in place."""
+        if self.hard_gates:
+            F.hardsigmoid(x, inplace=True)
+        else:
+            x.sigmoid_()
+
+    def squash(self, x: Tensor, out: Tensor) -> None:
+        """`squashed`, into `out`, which may be x."""
+        if self.relu:
+            torch.clamp(x, min=0, out=out)
+        else:
+            torch.tanh(x, out=out)
 
     def gate_slope(self, y: Tensor) -> Tensor:
         """The derivative of `gate`, from what it returned: of the hard one 0 where it returned 0 or 1."""

@@ -36,7 +36,7 @@ def _pointers(*names: str) -> list[tuple[str, type]]:
     return [(name, c_void_p) for name in names]
 
 
-class _Cell(ctypes.Structure):
+class CellStruct(ctypes.Structure):
     _fields_ = [
         ("peephole", c_void_p),
         ("clip", c_float),
@@ -52,7 +52,7 @@ class _Forward(ctypes.Structure):
         ("scratch_floats", c_int64),
         ("keep_c", c_int32),
         ("packed", c_int32),
-        ("cell", _Cell),
+        ("cell", CellStruct),
     ]
 
 
@@ -62,7 +62,7 @@ class _Backward(ctypes.Structure):
         *((name, _Gradient) for name in ("grad_h", "grad_c", "grad_gates")),
         *_pointers("w_h", "c", "gates", "c0", "resets", "lengths", "grad_pre", "grad_h0", "grad_c0", "scratch"),
         ("scratch_floats", c_int64),
-        ("cell", _Cell),
+        ("cell", CellStruct),
     ]
 
 
@@ -147,7 +147,7 @@ def forward(
     call = _Forward(
         *(steps, rows, hidden),
         *_addresses(pre, w_h, h0, c0, resets, lengths, h, c, gates, scratch),
-        *(scratch.numel(), keep_c, packed, _options(cell, hidden)),
+        *(scratch.numel(), keep_c, packed, cell_struct(cell, hidden)),
     )
     _check(_library().unrolled_forward(ctypes.byref(_run()), ctypes.byref(call)))
     return scratch
@@ -181,7 +181,7 @@ def backward(
         *(steps, rows, hidden),
         *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
         *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
-        *(scratch.numel(), _options(cell, hidden)),
+        *(scratch.numel(), cell_struct(cell, hidden)),
     )
     _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
     return grad_pre, grad_h0, grad_c0
@@ -246,11 +246,11 @@ def contiguous(cell: Cell) -> Cell:
     return cell if cell.peephole is None else cell._replace(peephole=cell.peephole.contiguous())
 
 
-def _options(cell: Cell, hidden: int) -> _Cell:
+def cell_struct(cell: Cell, hidden: int) -> CellStruct:
     """A cell as the kernels take it; its peephole is contiguous."""
     if cell.peephole is not None:
         _expect(cell.peephole, (3, hidden))
-    return _Cell(*_addresses(cell.peephole), cell.clip, cell.hard_gates, cell.relu)
+    return CellStruct(*_addresses(cell.peephole), cell.clip, cell.hard_gates, cell.relu)
 
 
 class _Kept(threading.local):

@@ -58,6 +58,10 @@ class NativeStep:
         self._h = (torch.zeros(layers, rows, self._hidden), torch.zeros(layers, rows, self._hidden))
         self._turn = 0
         self.c = torch.zeros(layers, rows, self._hidden)
+        structs = [kernels.cell_struct(cell, self._hidden) for cell in weights.cells]
+        self._cells = (kernels.CellStruct * len(structs))(*structs) if structs else None
+        # Whose addresses are in the structs.
+        self._peepholes = [cell.peephole for cell in weights.cells]
         self._upper = [self._layer(weights, k) for k in range(1, layers)]
         self._projection = self._packed_projection(weights)
         self._frames: tuple[_Call, _Call] | None = None
@@ -175,6 +179,7 @@ class NativeStep:
                 c=self.c.data_ptr(),
                 scratch=scratch.data_ptr(),
                 scratch_bytes=scratch.nbytes,
+                cells=None if self._cells is None else ctypes.addressof(self._cells),
             )
             functions = (self._library.step, self._library.steps)
             calls.append(_Call(step, *(partial(each, ctypes.byref(run), ctypes.byref(step)) for each in functions)))

@@ -11,7 +11,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference, seam
@@ -50,15 +49,15 @@ def forward(
         torch.addmm(inputs[t], h_before, weight, out=sums[t])
         if cell.peephole is not None:
             i_and_f[t].addcmul_(cell.peephole[:2], c_before.unsqueeze(1))
-        _gate(cell, i_and_f[t])
-        _squash(cell, g[t], g[t])
+        cell.gate_(i_and_f[t])
+        cell.squash(g[t], g[t])
         torch.mul(f[t], c_before, out=c_t).addcmul_(i[t], g[t])
         if cell.clip:
             c_t.clamp_(-cell.clip, cell.clip)
         if cell.peephole is not None:
             o[t].addcmul_(cell.peephole[2], c_t)
-        _gate(cell, o[t])
-        _squash(cell, c_t, squashed_c)
+        cell.gate_(o[t])
+        cell.squash(c_t, squashed_c)
         if w_hr is None:
             torch.mul(o[t], squashed_c, out=h_t)
         else:
@@ -152,7 +151,7 @@ def _factors(
     i, f, g, o = gates[start:stop].unbind(2)
     di, df, dg, do = grad_pre[start:stop].unbind(2)
     squashed_c = torch.empty_like(c[start:stop])
-    _squash(cell, c[start:stop], squashed_c)
+    cell.squash(c[start:stop], squashed_c)
     c_before = c[start - 1 : stop - 1] if start else torch.cat([c0.unsqueeze(0), c[: stop - 1]])
     if resets is not None:
         c_before = c_before.masked_fill(resets[start:stop].unsqueeze(-1), 0)
@@ -170,21 +169,6 @@ def _through_activations(cell: Cell, grad_gates: Tensor, gates: Tensor) -> Tenso
     _through_squash(cell, grad_gates[:, :, 2], gates[:, :, 2], through[:, :, 2])
     _through_gate(cell, grad_gates[:, :, 3], gates[:, :, 3], through[:, :, 3])
     return through
-
-
-def _gate(cell: Cell, x: Tensor) -> None:
-    """`cell.gate`, in place."""
-    if cell.hard_gates:
-        F.hardsigmoid(x, inplace=True)
-    else:
-        x.sigmoid_()
-
-
-def _squash(cell: Cell, x: Tensor, out: Tensor) -> None:
-    if cell.relu:
-        torch.clamp(x, min=0, out=out)
-    else:
-        torch.tanh(x, out=out)
 
 
 def _through_gate(cell: Cell, grad: Tensor, y: Tensor, out: Tensor) -> None:

@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .cell import PLAIN, Cell
+
 
 class LayerWeights(NamedTuple):
     """`w_x` [input, 4, hidden], `w_h` [hidden, 4, hidden], `bias` [4, hidden]; contiguous float32 on the CPU."""
@@ -17,11 +19,15 @@ class LayerWeights(NamedTuple):
 
 
 class StackWeights(NamedTuple):
-    """`layers` bottom first; `projection`: [output, hidden] and its bias; `embedding` [vocabulary, input]."""
+    """`layers` bottom first; `projection`: [output, hidden] and its bias; `embedding` [vocabulary, input].
+
+    `cells`: of each layer, or none where all are plain.
+    """
 
     layers: tuple[LayerWeights, ...]
     projection: tuple[Tensor, Tensor] | None
     embedding: Tensor | None
+    cells: tuple[Cell, ...] = ()
 
 
 class PlainStep:
@@ -34,7 +40,8 @@ class PlainStep:
         layers, hidden = len(weights.layers), weights.layers[0].w_h.shape[0]
         self.h, self.c = torch.zeros(layers, rows, hidden), torch.zeros(layers, rows, hidden)
         self._pre = torch.empty(rows, 4 * hidden)
-        self._tanh_c = torch.empty(rows, hidden)
+        self._squashed_c = torch.empty(rows, hidden)
+        self._cells = weights.cells or (PLAIN,) * layers
         gates = self._pre.view(rows, 4, hidden)
         self._i, self._f, self._g, self._o = gates.unbind(1)
         self._input_and_forget = gates[:, :2]
@@ -87,14 +94,20 @@ class PlainStep:
         for k, (w_x, w_h, bias) in enumerate(self._layers):
             if k:
                 torch.addmm(bias, self.h[k - 1], w_x, out=self._pre)
-            h, c = self.h[k], self.c[k]
+            h, c, cell = self.h[k], self.c[k], self._cells[k]
             self._pre.addmm_(h, w_h)
-            self._input_and_forget.sigmoid_()
-            self._g.tanh_()
-            self._o.sigmoid_()
+            if cell.peephole is not None:
+                self._input_and_forget.addcmul_(cell.peephole[:2], c.unsqueeze(1))
+            cell.gate_(self._input_and_forget)
+            cell.squash(self._g, self._g)
             c.mul_(self._f).addcmul_(self._i, self._g)
-            torch.tanh(c, out=self._tanh_c)
-            torch.mul(self._o, self._tanh_c, out=h)
+            if cell.clip:
+                c.clamp_(-cell.clip, cell.clip)
+            if cell.peephole is not None:
+                self._o.addcmul_(cell.peephole[2], c)
+            cell.gate_(self._o)
+            cell.squash(c, self._squashed_c)
+            torch.mul(self._o, self._squashed_c, out=h)
         if self._projection is None:
             out.copy_(self.h[-1])
         else:
