@@ -293,10 +293,10 @@ def renamed(nodes: list[Any], stored: dict[str, NDArray]) -> None:
 
 ALONE = "; convert them one by one: from_onnx(model, nodes=['lstm_1'])"
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
-    "peepholes": (
-        lambda: from_onnx(model_of(change=edited(at7="P"))),
+    "peepholes of another shape": (
+        lambda: from_onnx(model_of(change=edited(at7="h"))),
         ValueError,
-        "lstm_0 has peephole weights (its input P), which from_onnx does not take over: expected none",
+        "P of lstm_0 is h, which the graph computes or is given as it runs: the file does not hold these weights",
     ),
     "coupled gates": (
         lambda: from_onnx(model_of(input_forget=1)),
@@ -381,12 +381,26 @@ def test_a_refusal_says_what_to_type(case: str):
     assert str(caught.value) == message
 
 
+@BOTH
+def test_peepholes_come_over_and_a_layer_without_has_zeros(direction: str):
+    def change(nodes: list[Any], stored: dict[str, NDArray]) -> None:
+        edited(at7="P")(nodes, stored)
+        stored["P"] = drawn(1 if direction == "forward" else 2, 3 * H, seed=3, dtype=F32)
+
+    model = model_of(2, direction, state="input", change=change)
+    stack, _ = from_onnx(model)
+    assert not any(getattr(stack.layers[1], f"p_{gate}").any() for gate in "ifo")
+    given = inputs(2 * (1 + stack.bidirectional))
+    assert_near(results(stack, *given), of_runtime(model, *given))
+
+
 def test_peepholes_of_zeros_are_none():
     def change(nodes: list[Any], stored: dict[str, NDArray]) -> None:
         edited(at7="P")(nodes, stored)
         stored["P"] = np.zeros((1, 3 * H), dtype=F32)
 
-    assert from_onnx(model_of(change=change))[0].num_layers == 1
+    [layer] = from_onnx(model_of(change=change))[0].layers
+    assert not layer.options.peephole
 
 
 def test_without_onnx_the_extra_is_named(monkeypatch: pytest.MonkeyPatch):

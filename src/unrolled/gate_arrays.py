@@ -21,13 +21,14 @@ _FLOATS = ("float16", "bfloat16", "float32", "float64")
 class GateArrays(NamedTuple):
     """Gates in the order i, f, g, o: `w_x` [input, 4 * hidden], `w_h` [hidden, 4 * hidden], `bias` [4 * hidden].
 
-    What is not `trained` becomes parameters that are frozen.
+    `peepholes`: [3, hidden], of i, f, o. What is not `trained` becomes parameters that are frozen.
     """
 
     w_x: NDArray[Any]
     w_h: NDArray[Any]
     bias: NDArray[Any] | None
     trained: bool = True
+    peepholes: NDArray[Any] | None = None
 
 
 def floats(value: Any, name: str) -> NDArray[Any]:
@@ -71,8 +72,9 @@ def stack_of(layers: Sequence[Sequence[GateArrays]], names: Sequence[str], call:
                     f"{expected[1]}: the layers of a MultiLayerLSTM have one hidden width{alone}"
                 )
     shape, dtype = (rows(bottom.w_x), hidden, len(layers)), _tensor(bottom.w_x[:0]).dtype
-    both = {"bidirectional": directions == 2}
-    model = MultiLayerLSTM(*shape, output_dim=None, **both, device="meta", dtype=dtype).to_empty(device="cpu")
+    options: dict[str, Any] = {"bidirectional": directions == 2, "device": "meta", "dtype": dtype}
+    options["peephole"] = any(arrays.peepholes is not None for layer in layers for arrays in layer)
+    model = MultiLayerLSTM(*shape, output_dim=None, **options).to_empty(device="cpu")
     for empty, layer in zip(directions_of(model), layers, strict=True):
         for direction, arrays in zip(empty, layer, strict=True):
             _fill(direction, arrays)
@@ -133,6 +135,10 @@ def _fill(layer: LSTMLayer, arrays: GateArrays) -> None:
             trained = arrays.trained and not (kind == "b_" and arrays.bias is None)
             for gate, columns in zip(GATES, _tensor(array).chunk(4, -1), strict=True):
                 getattr(layer, f"{kind}{gate}").copy_(columns).requires_grad_(trained)
+        if layer.options.peephole:
+            none = np.zeros((3, layer.hidden_dim), arrays.w_h.dtype)
+            for gate, row in zip("ifo", _tensor(none if arrays.peepholes is None else arrays.peepholes), strict=True):
+                getattr(layer, f"p_{gate}").copy_(row).requires_grad_(arrays.trained)
 
 
 def _tensor(array: NDArray[Any]) -> Tensor:

@@ -33,10 +33,10 @@ def from_onnx(
     all of it is zeros. Else it is None: begin with zeros, or with what the graph would have been given.
 
     The weights are copies on the CPU, in their dtype; a bias is the sum of the node's two, zero and frozen where it has
-    none. `sequence_lens` is `lengths`.
+    none. Peepholes make a stack with `peephole=True`. `sequence_lens` is `lengths`.
 
     Raises ValueError for nodes that are not layers of one stack, for a node with something that is not taken
-    over (peepholes, coupled gates, clipping, other activations, the backward direction alone) and for weights that are
+    over (coupled gates, clipping, other activations, the backward direction alone) and for weights that are
     not in the file; TypeError for another kind of `model`; ImportError without the package `onnx`.
     """
     try:

@@ -79,10 +79,16 @@ def directions(graph: Graph, node: NodeProto) -> list[GateArrays]:
     check_shape(r, (count, 4 * hidden, hidden), f"R of {label(node)}")
     if b is not None:
         check_shape(b, (count, 8 * hidden), f"B of {label(node)}")
+    p = None if graph.is_zero(_input(node, "P")) else _stored(graph, node, "P")
+    if p is not None:
+        check_shape(p, (count, 3 * hidden), f"P of {label(node)}")
     found = []
     for k in range(count):
         w_x, w_h = (_ordered(each[k].reshape(4, hidden, -1)).T for each in (w, r))
-        found.append(GateArrays(w_x, w_h, None if b is None else _ordered(b[k].reshape(2, 4, hidden).sum(0))))
+        bias = None if b is None else _ordered(b[k].reshape(2, 4, hidden).sum(0))
+        # i, o, f to i, f, o.
+        peepholes = None if p is None else p[k].reshape(3, hidden)[[0, 2, 1]]
+        found.append(GateArrays(w_x, w_h, bias, peepholes=peepholes))
     return found
 
 
@@ -184,10 +190,6 @@ def _check(graph: Graph, node: NodeProto) -> None:
         raise ValueError(
             f"{name} has the activations {', '.join(kinds)}, which from_onnx does not take over: expected sigmoid, "
             "tanh, tanh"
-        )
-    if _input(node, "P") and not graph.is_zero(_input(node, "P")):
-        raise ValueError(
-            f"{name} has peephole weights (its input P), which from_onnx does not take over: expected none"
         )
 
 
