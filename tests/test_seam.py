@@ -289,12 +289,14 @@ def test_backward_in_eval_mode(kernel: str) -> None:
 @kernels
 def test_without_gradients_the_kernel_runs_and_nothing_is_kept(kernel: str, mode: Any) -> None:
     model, x, masks = stack(kernel)
-    expected, _ = model(x, **masks)
+    expected, with_gradients = model(x, **masks)
     with mode(), counted() as ran:
         output, state = model(x, **masks)
     assert ran["states" if kernel == "cpu" else kernel] == 2
     assert ran[f"{kernel}_backward"] == 0
-    assert torch.equal(output, expected)
+    assert_equal(state, with_gradients)
+    # The projection is torch's, which on some processors adds its bias at another place in inference mode.
+    torch.testing.assert_close(output, expected)
     assert not output.requires_grad
     assert state.h.grad_fn is None
 
