@@ -264,11 +264,11 @@ class LSTM(nn.RNNBase):
         lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """h and c of every step of one direction of a layer, [B, T, ...]."""
-        given = (suffix, clean, x, h0, c0, resets, lengths)
+        run = partial(self._run_states, suffix, clean, resets=resets, lengths=lengths)
         if self.recompute and torch.is_grad_enabled():
-            h, c = checkpoint(self._run_states, *given, use_reentrant=False, preserve_rng_state=False)
+            h, c = checkpoint(run, x, h0, c0, use_reentrant=False, preserve_rng_state=False)
         else:
-            h, c = self._run_states(*given)
+            h, c = run(x, h0, c0)
         return h, c
 
     def _run_states(
@@ -278,6 +278,7 @@ class LSTM(nn.RNNBase):
         x: Tensor,
         h0: Tensor,
         c0: Tensor,
+        *,
         resets: Tensor | None,
         lengths: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
