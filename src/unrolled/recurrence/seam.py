@@ -279,7 +279,8 @@ def _second_order(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...
             arguments[k] = value
         *others, peephole = arguments
         w_hr = others.pop() if len(others) > len(_BACKWARD_ROWS_IN) else None
-        return reference.scan_backward(*others, w_hr=w_hr, cell=Cell(peephole, *ctx.numbers))
+        backward: Scan = reference.scan_backward
+        return backward(*others, w_hr=w_hr, cell=Cell(peephole, *ctx.numbers))
 
     with full_precision(grads[0]):
         products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))
