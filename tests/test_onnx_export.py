@@ -111,6 +111,7 @@ def test_int8_is_near_and_smaller_and_says_so(name: str, tmp_path: Path, seed):
     x, state = drawn(model, 3, 20)
     found, wanted = call(running, x, state), expected(model, x, state)
     largest = max(float(np.abs(a - b).max()) for a, b in zip(found, wanted, strict=False))
+    # 0.013 to 0.028 on a processor without VNNI; 8-bit weights, which saturate there, came to 0.29.
     assert 1e-5 < largest < 0.1
     assert [value.name for value in running.get_outputs()] == ["logits", "h_n", "c_n"]
 
