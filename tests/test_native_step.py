@@ -117,7 +117,7 @@ def test_bfloat16_is_float32_with_rounded_weights(name, seed):
     x = inputs(model, 3, 6)
     low = walk(Stepper(model, 3, "bfloat16"), x)
     parts = take_apart(model)
-    if x.dtype.is_floating_point and not isinstance(model, torch.nn.LSTM):
+    if x.dtype.is_floating_point and not isinstance(model, torch.nn.RNNBase):
         rounded = [p for layer in parts.layers for n, p in layer.named_parameters() if n.startswith("W_")]
         rounded += [parts.projection.weight] if parts.projection is not None else []
         with torch.no_grad():

@@ -103,7 +103,7 @@ def layers_of(model: MultiLayerLSTM | LSTMLayer, call: str) -> list[tuple[LSTMLa
     Raises TypeError for another module, ValueError for a projection inside the recurrence.
     """
     if isinstance(model, MultiLayerLSTM | LSTMLayer):
-        layers = [(model,)] if isinstance(model, LSTMLayer) else directions_of(model)
+        layers: list[tuple[LSTMLayer, ...]] = [(model,)] if isinstance(model, LSTMLayer) else directions_of(model)
         if layers[0][0].proj_dim is not None:
             raise ValueError(
                 f"model has proj_dim={layers[0][0].proj_dim}, a projection inside the recurrence, which {call} has no "
