@@ -242,6 +242,16 @@ def test_what_opacus_cannot_see_is_refused() -> None:
         per_sample.prepare(layer)
     with pytest.raises(ValueError, match=r"projection of a strict stack: model\.strict = False"):
         per_sample.prepare(MultiLayerLSTM(WIDTH, HIDDEN, strict=True))
+    for options, said in (
+        (
+            {"peephole": True},
+            r"a layer has peephole=True, .* the twelve parameters of a plain layer; .*vmap\(torch\.func",
+        ),
+        ({"coupled": True}, "a layer has coupled=True"),
+        ({"proj_dim": 2}, "a layer has proj_dim=2, .* without a projection of h; use torch"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            per_sample.prepare(MultiLayerLSTM(WIDTH, HIDDEN, **options))
 
 
 def test_without_opacus_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
