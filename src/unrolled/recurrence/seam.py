@@ -297,6 +297,8 @@ def map_rows(
     args: Sequence[Tensor | None],
 ) -> tuple[Any, Any]:
     """The vmap rule: mapped rows join the batch; mapped weights (an ensemble) take one call for each member."""
+    # Of a compiled call the dispatcher leaves out the last arguments that are their defaults.
+    rows_in = rows_in[: len(args)]
     if all(dim is None for dim, axis in zip(in_dims, rows_in, strict=True) if axis is None):
         folded = [_fold(value, dim, axis, size) for value, dim, axis in zip(args, in_dims, rows_in, strict=True)]
         results = function(*folded)
