@@ -27,6 +27,8 @@ OF_THE_LAYERS = {
     "unrolled.reversal",
     "unrolled.recurrence",
     "unrolled.recurrence.calls",
+    "unrolled.cell_options",
+    "unrolled.recurrence.cell",
     "unrolled.recurrence.choose",
     "unrolled.recurrence.cpu",
     "unrolled.recurrence.kernels",
