@@ -38,9 +38,9 @@ def counted() -> Iterator[Counter[str]]:
     def counting(name: str) -> Callable[..., Any]:
         function = getattr(reference, name)
 
-        def count(*args: Any) -> Any:
+        def count(*args: Any, **keywords: Any) -> Any:
             counts[f"reference.{name}"] += 1
-            return function(*args)
+            return function(*args, **keywords)
 
         return count
 
