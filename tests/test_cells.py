@@ -22,9 +22,15 @@ def named(shape: Shape) -> str:
 @pytest.mark.parametrize("shape", VARIANTS, ids=named)
 @pytest.mark.parametrize("backend", KERNELS)
 def test_within_twice_the_error_of_plain_torch(backend: str, shape: Shape) -> None:
-    case = make(shape)
-    exact, plain, fast = run("reference", case, F64), run("reference", case, F32), run(backend, case, F32)
-    for name, value in fast.items():
+    """The largest errors of four draws: of one alone, plain torch's may be a lucky one."""
+    draws = [make(shape, seed) for seed in range(4)]
+
+    def runs(backend: str, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        found = [run(backend, case, dtype) for case in draws]
+        return {name: torch.stack([each[name] for each in found]) for name in found[0]}
+
+    exact, plain = runs("reference", F64), runs("reference", F32)
+    for name, value in runs(backend, F32).items():
         assert_close(value, plain[name], exact[name], name)
 
 
