@@ -122,11 +122,13 @@ def masks(names: str, rows: int, steps: int) -> dict[str, Tensor]:
     return {name: value for name, value in (("resets", resets), ("lengths", lengths)) if name in chosen}
 
 
-def gradients(outputs: dict[str, Tensor], leaves: dict[str, Tensor], seed: int = 21) -> dict[str, Tensor]:
+def gradients(
+    outputs: dict[str, Tensor], leaves: dict[str, Tensor], seed: int = 21, *, retain_graph: bool = True
+) -> dict[str, Tensor]:
     """Of every leaf, for a random cotangent of every output; exact zeros where a leaf is not used."""
     cotangents = [normal(*value.shape, seed=seed + k).to(value.dtype) for k, value in enumerate(outputs.values())]
     grads = torch.autograd.grad(
-        list(outputs.values()), list(leaves.values()), cotangents, allow_unused=True, retain_graph=True
+        list(outputs.values()), list(leaves.values()), cotangents, allow_unused=True, retain_graph=retain_graph
     )
     return {
         name: torch.zeros_like(leaf) if grad is None else grad

@@ -326,6 +326,7 @@ def test_it_compiles_as_one_graph() -> None:
     for name, value in {"output": output, "h": h, "c": c}.items():
         assert_same(value, expected[name], name)
     leaves = given | dict(model.named_parameters())
-    ours = gradients({"output": output, "h": h, "c": c}, leaves)
+    # A compiled graph may give its buffers away in its backward pass; whether it does depends on what torch finds free.
+    ours = gradients({"output": output, "h": h, "c": c}, leaves, retain_graph=False)
     for name, value in gradients(expected, leaves).items():
         assert_same(ours[name], value, name)
