@@ -102,17 +102,21 @@ class LSTMLayer(nn.Module):
         *,
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
+        seed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """h and c of every step, [batch, time, hidden] each; a projected h is [batch, time, proj].
 
         `x`: floats [batch, time, input] or ids [batch, time]; `h0`, `c0`: one step of h and c, zeros if None; `resets`
         bool [batch, time]: that row starts from zeros before that step; `lengths` [batch]: the row's valid steps, after
-        which h and c are 0. Raises TypeError, ValueError or IndexError for arguments that do not fit.
+        which h and c are 0; `seed` int64 []: what the masks of a layer in training follow from, by row, step and unit;
+        None: one from torch's generator. Raises TypeError, ValueError or IndexError for arguments that do not fit.
         """
+        seed = self._seed(seed)
         if self.recompute and torch.is_grad_enabled():
-            h, c = checkpoint(self._states, x, h0, c0, resets, lengths, use_reentrant=False, preserve_rng_state=False)
+            given = (x, h0, c0, resets, lengths, seed)
+            h, c = checkpoint(self._states, *given, use_reentrant=False, preserve_rng_state=False)
         else:
-            h, c = self._states(x, h0, c0, resets, lengths)
+            h, c = self._states(x, h0, c0, resets, lengths, seed)
         return h, c
 
     def trace(
@@ -123,14 +127,16 @@ class LSTMLayer(nn.Module):
         *,
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
+        seed: Tensor | None = None,
     ) -> LayerTrace:
-        """`forward`, opened: the same computation with its gates. The arguments are those of `forward`."""
+        """`forward`, opened: the same computation with its gates. The arguments are those of `forward`.
+
+        The gates are what they are before anything of g is dropped and anything of h or c is held.
+        """
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
-        w_x, w_h, bias = self._weights()
-        w_hr, cell = self._w_hr(), self._cell()
-        options: dict[str, Any] = {"w_hr": w_hr, "cell": cell, "backend": self.backend, "strict": self.strict}
+        (w_x, w_h, bias), options = self._drawn(x, self._seed(seed))
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
-        return LayerTrace.of(scanned, (h0, c0), (w_h, w_hr), resets, lengths, cell)
+        return LayerTrace.of(scanned, (h0, c0), (w_h, options["w_hr"]), resets, lengths, options["cell"])
 
     def extra_repr(self) -> str:
         backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
@@ -141,13 +147,48 @@ class LSTMLayer(nn.Module):
         return f"{self.input_dim}, {self.hidden_dim}{projection}{cell}{backend}{options}"
 
     def _states(
-        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        resets: Tensor | None,
+        lengths: Tensor | None,
+        seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
+        (w_x, w_h, bias), options = self._drawn(x, seed)
+        return recurrence.states(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
+
+    def _seed(self, given: Tensor | None) -> Tensor | None:
+        """What the masks of a call follow from; None where there are none."""
+        if not (self.training and self.options.draws):
+            return None
+        device = self.W_xo.device
+        if given is None:
+            return recurrence.drawn_seed(device)
+        if not isinstance(given, Tensor) or given.dtype != torch.int64 or given.dim() or given.device != device:
+            raise ValueError(
+                f"seed={given!r}, expected an int64 tensor without axes on {device}: torch.tensor(7), or None for one "
+                "from torch's generator"
+            )
+        return given
+
+    def _drawn(self, x: Tensor, seed: Tensor | None) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+        """The weights of a call, and by name what else its recurrence is told; without a seed as in evaluation."""
         w_x, w_h, bias = self._weights()
-        options: dict[str, Any] = {"cell": self._cell(), "backend": self.backend, "strict": self.strict}
-        options |= {"resets": resets, "lengths": lengths, "w_hr": self._w_hr()}
-        return recurrence.states(x, w_x, w_h, bias, h0, c0, **options)
+        cell, chosen, x_mask = self._cell(), self.options, None
+        if seed is not None:
+            if chosen.weight_drop:
+                mask = recurrence.weight_mask(seed, w_h.shape, chosen.weight_drop, w_h.dtype)
+                # Of a coupled cell, f has the weights of i.
+                w_h = w_h * (mask[:, [0, 0, 2, 3]] if chosen.coupled else mask)
+            keys = recurrence.row_keys(seed, x.shape[0])
+            if p := chosen.variational_dropout:
+                x_mask = recurrence.sequence_mask(keys, "x", self.input_dim, p, w_h.dtype)
+                cell = cell._replace(h_mask=recurrence.sequence_mask(keys, "h", self.h_dim, p, w_h.dtype))
+            cell = cell._replace(keys=keys, recurrent_dropout=chosen.recurrent_dropout)
+        options: dict[str, Any] = {"cell": cell, "backend": self.backend, "strict": self.strict}
+        return (w_x, w_h, bias), {**options, "w_hr": self._w_hr(), "x_mask": x_mask}
 
     def _initial(
         self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
@@ -184,7 +225,8 @@ class LSTMLayer(nn.Module):
         if chosen.peephole:
             peephole = torch.stack([self._of_gate("p_", gate) for gate in ("i", "f", "o")])
         hard, relu = chosen.gate_activation == "hard_sigmoid", chosen.activation == "relu"
-        return Cell(peephole, chosen.cell_clip or 0.0, hard, relu)
+        of_h, of_c = chosen.zoneouts
+        return Cell(peephole, chosen.cell_clip or 0.0, hard, relu, zoneout_h=float(of_h), zoneout_c=float(of_c))
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's, in the order of registration."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import torch
@@ -194,6 +195,12 @@ class MultiLayerLSTM(nn.Module):
         directions = [self.layers] if self.reverse_layers is None else [self.layers, self.reverse_layers]
         state = self._initial(x, state)
         layers = [[layer.trace if traced else layer for layer in both] for both in zip(*directions, strict=True)]
+        if any(layer.training and layer.options.draws for layer in self._layers()):
+            seed = recurrence.drawn_seed(state.h.device)
+            layers = [
+                [partial(run, seed=recurrence.of_layer(seed, len(both) * k + n)) for n, run in enumerate(both)]
+                for k, both in enumerate(layers)
+            ]
         return run_layers(x, state, layers, self.dropout, resets=resets, lengths=lengths)
 
     def _draw_projection(self) -> None:

@@ -16,8 +16,10 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from . import cpu, portable, products, reference
 from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
+from .masks import drawn_seed, random_words, row_keys, sequence_mask, weight_mask
 from .precision import full_precision
 from .ranges import checked_range
+from .threefry import of_layer
 
 __all__ = [
     "BackendUnavailable",
@@ -26,11 +28,16 @@ __all__ = [
     "Scanned",
     "backends",
     "check_name",
+    "drawn_seed",
     "last_step",
     "linear",
+    "of_layer",
+    "row_keys",
     "scan",
+    "sequence_mask",
     "states",
     "total_gradients",
+    "weight_mask",
 ]
 
 
@@ -64,26 +71,29 @@ def scan(
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
+    x_mask: Tensor | None = None,
 ) -> Scanned:
     """Run one layer over `x` [B, T, I], or [B, T] integer ids, which stand for one-hot rows.
 
     `w_x` [I, 4, H], `w_h` [H, 4, H], `bias` [4, H]; `h0`, `c0` [B, H]; `resets` bool [B, T]; `lengths` integers [B].
     With `w_hr` [H, P], h is projected in every step: h [B, T, P], `w_h` [P, 4, H], `h0` [B, P]. `clean` says of a float
     x that it is 0 behind each row's end, and of int64 lengths that they are in range, as those of a layer below. `cell`
-    has a notation of its own.
+    has a notation of its own; `x_mask` [B, I] is what x is multiplied by in every step, or the one-hot rows that ids
+    stand for.
 
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
-    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None))
+    chosen = choose(backend, _call(w_h, w_hr, cell, strict))
     x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
+    x, scale = _masked(x, x_mask)
     resets = None if resets is None else resets.t()
     if chosen == "reference":
-        pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype)
+        pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype, scale)
         with full_precision(w_h):
             h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell)
     else:
-        pre = _inputs(x, w_x, bias, w_h.dtype, native=chosen == "cpu", strict=strict)
+        pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=chosen == "cpu", strict=strict)
         if chosen == "cpu":
             h, c, gates = cpu.scan(pre, w_h, h0, c0, resets, lengths, *cell)
         else:
@@ -108,11 +118,15 @@ def states(
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
+    x_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """h and c of `scan`: without gradients the native kernel then stores nothing else."""
-    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type) or choose(backend, call) != "cpu":
+    # Masks are drawn in training, which needs all that `scan` stores.
+    low = torch.is_autocast_enabled(w_h.device.type)
+    drawn = cell.keys is not None or x_mask is not None
+    if drawn or low or torch.is_grad_enabled() or choose(backend, _call(w_h, w_hr, cell, strict)) != "cpu":
         options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean}
+        options["x_mask"] = x_mask
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
     x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
@@ -152,6 +166,7 @@ def total_gradients(
     grad_c: Tensor,
     grad_pre: Tensor,
     w_h: Tensor,
+    c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
@@ -161,6 +176,7 @@ def total_gradients(
 
     `grad_h` and `grad_c` are the explicit gradients of `scanned.h` and `scanned.c`; `grad_pre` [T, B, 4, H].
     """
+    widths = scanned.h.shape[-1], scanned.c.shape[-1]
     with full_precision(w_h):
         dh, dc = reference.total_gradients(
             grad_h.transpose(0, 1),
@@ -169,12 +185,27 @@ def total_gradients(
             w_h,
             scanned.c.transpose(0, 1),
             scanned.gates.transpose(0, 1),
+            c0,
             None if resets is None else resets.t(),
             lengths,
             w_hr,
             cell,
+            cell.drawn(0, scanned.c.shape[1], widths, random_words),
         )
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
+
+
+def _call(w_h: Tensor, w_hr: Tensor | None, cell: Cell, strict: bool) -> Call:
+    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.is_masked)
+
+
+def _masked(x: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x times a mask [B, I]; of ids, which are left alone, what their one-hot rows are multiplied by, [B, T, 1, 1]."""
+    if x_mask is None:
+        return x, None
+    if x.dim() == 2:
+        return x, x_mask.gather(1, x.long()).unsqueeze(-1).unsqueeze(-1)
+    return x * x_mask.unsqueeze(1), None
 
 
 def _checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Tensor | None]:
@@ -186,10 +217,14 @@ def _checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Ten
     return checked_range(x, 0, width - 1, "ids") if x.dim() == 2 else x, lengths
 
 
-def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, native: bool, strict: bool) -> Tensor:
+def _inputs(
+    x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None, *, native: bool, strict: bool
+) -> Tensor:
     """The input's share of every pre-activation, [T, B, 4, H]: one product for all steps, since none depends on h."""
     rows, steps = x.shape[:2]
     width, _, hidden = w_x.shape
+    if scale is not None:
+        return F.embedding(x.t(), w_x.flatten(1)).reshape(steps, rows, 4, hidden) * scale.transpose(0, 1) + bias
     if x.dim() == 2:
         # Adding the bias to the table costs less than adding it to every step, unless the table has more rows.
         return F.embedding(x.t(), (w_x + bias).flatten(1)).reshape(steps, rows, 4, hidden)
@@ -199,11 +234,13 @@ def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, native:
     return product.reshape(steps, rows, 4, hidden)
 
 
-def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
     """The same, one step at a time.
 
     A product's bits depend on its row count, so this is what makes a sequence give the same bits wherever it is split.
     """
+    if scale is not None:
+        return w_x[x.t()] * scale.transpose(0, 1) + bias
     if x.dim() == 2:
         return (w_x + bias)[x.t()]
     steps = [torch.addmm(bias.flatten(), x_t, w_x.flatten(1)).to(dtype) for x_t in x.unbind(1)]

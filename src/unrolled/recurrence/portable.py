@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from . import reference, seam
-from .cell import Cell
+from .cell import Cell, Drawn, held, to_before, to_new
+from .masks import random_words
 
 # Bytes of gates in one block of the backward pass: the block's seven buffers then stay within a 2 MiB cache.
 _BLOCK_BYTES = 512 * 1024
@@ -43,15 +44,20 @@ def forward(
     i, f, g, o = (gate.unbind(0) for gate in gates.unbind(2))
     reset_at, ended_at = _where(resets), _where(None if lengths is None else reference.ended(lengths, steps))
     h_before, c_before = h0, c0
+    block, drawn = _block(rows, hidden, gates), Drawn()
     for t, (h_t, c_t) in enumerate(zip(h.unbind(0), c.unbind(0), strict=True)):
+        if cell.is_masked and t % block == 0:
+            masks = cell.drawn(t, min(block, steps - t), (w_h.shape[0], hidden), random_words)
         if (mask := reset_at.get(t)) is not None:
             h_before, c_before = h_before.masked_fill(mask, 0), c_before.masked_fill(mask, 0)
-        torch.addmm(inputs[t], h_before, weight, out=sums[t])
+        if cell.is_masked:
+            drawn = masks.at(t % block)
+        torch.addmm(inputs[t], cell.dropped_h(h_before), weight, out=sums[t])
         if cell.peephole is not None:
             i_and_f[t].addcmul_(cell.peephole[:2], c_before.unsqueeze(1))
         cell.gate_(i_and_f[t])
         cell.squash(g[t], g[t])
-        torch.mul(f[t], c_before, out=c_t).addcmul_(i[t], g[t])
+        torch.mul(f[t], c_before, out=c_t).addcmul_(i[t], drawn.written(g[t]))
         if cell.clip:
             c_t.clamp_(-cell.clip, cell.clip)
         if cell.peephole is not None:
@@ -62,6 +68,10 @@ def forward(
             torch.mul(o[t], squashed_c, out=h_t)
         else:
             torch.mm(squashed_c.mul_(o[t]), w_hr, out=h_t)
+        if drawn.held_h is not None:
+            h_t.copy_(held(h_t, h_before, drawn.held_h))
+        if drawn.held_c is not None:
+            c_t.copy_(held(c_t, c_before, drawn.held_c))
         if (mask := ended_at.get(t)) is not None:
             h_t.masked_fill_(mask, 0)
             c_t.masked_fill_(mask, 0)
@@ -98,21 +108,32 @@ def backward(
     f = gates[:, :, 1].unbind(0)
     dc_by_gate = dc.unsqueeze(1)
     reset_at, ended_at = _where(resets), _where(None if lengths is None else reference.ended(lengths, steps))
-    block = max(1, _BLOCK_BYTES // max(1, rows * hidden * 4 * gates.element_size()))
+    block = _block(rows, hidden, gates)
     for stop in range(steps, 0, -block):
         start = max(0, stop - block)
-        through_squash = _factors(cell, grad_pre, c, gates, c0, resets, start, stop)
+        masks = cell.drawn(start, stop - start, (w_h.shape[0], hidden), random_words)
+        c_before = c[start - 1 : stop - 1] if start else torch.cat([c0.unsqueeze(0), c[: stop - 1]])
+        if resets is not None:
+            c_before = c_before.masked_fill(resets[start:stop].unsqueeze(-1), 0)
+        new_c = reference.new_c(c[start:stop], gates[start:stop], c_before, cell, masks)
+        through_squash = _factors(cell, grad_pre[start:stop], gates[start:stop], c_before, new_c, masks)
         from_gates = None
         if grad_gates is not None:
             from_gates = _through_activations(cell, grad_gates[start:stop], gates[start:stop])
-        clipped = cell.clips(c[start:stop]) if cell.clip else None
+        clipped = cell.clips(new_c) if cell.clip else None
         for t in range(stop - 1, start - 1, -1):
             if grad_h is not None:
                 dh.add_(grad_h[t])
             if grad_c is not None:
                 dc.add_(grad_c[t])
+            drawn = masks.at(t - start) if cell.is_masked else masks
+            dh_held, dc_held = to_before(dh, drawn.held_h), to_before(dc, drawn.held_c)
+            if dc_held is not None:
+                dc.copy_(to_new(dc, drawn.held_c))
             if back is not None:
-                torch.mm(dh, back, out=unprojected)
+                torch.mm(to_new(dh, drawn.held_h), back, out=unprojected)
+            elif drawn.held_h is not None:
+                unprojected = to_new(dh, drawn.held_h)
             dc.addcmul_(unprojected, through_squash[t - start])
             through_h[t].mul_(unprojected)
             if from_gates is not None:
@@ -125,39 +146,44 @@ def backward(
             if from_gates is not None:
                 through_c[t].add_(from_gates[t - start, :, :3])
             dc.mul_(f[t])
+            if dc_held is not None:
+                dc.add_(dc_held)
             if cell.peephole is not None:
                 dc.addcmul_(through_c[t][:, 0], cell.peephole[0]).addcmul_(through_c[t][:, 1], cell.peephole[1])
             if (mask := ended_at.get(t)) is not None:
                 sums[t].masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
+                dh_held = None if dh_held is None else dh_held.masked_fill(mask, 0)
             torch.mm(sums[t], weight, out=dh)
+            if cell.h_mask is not None:
+                dh.mul_(cell.h_mask)
+            if dh_held is not None:
+                dh.add_(dh_held)
             if (mask := reset_at.get(t)) is not None:
                 dh.masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
     return grad_pre, dh, dc
 
 
-def _factors(
-    cell: Cell,
-    grad_pre: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    c0: Tensor,
-    resets: Tensor | None,
-    start: int,
-    stop: int,
-) -> Tensor:
-    """Fill `grad_pre[start:stop]` with d pre / d c_t (i, f, g) and d pre / d h_t (o); return d c_t / d h_t."""
-    i, f, g, o = gates[start:stop].unbind(2)
-    di, df, dg, do = grad_pre[start:stop].unbind(2)
-    squashed_c = torch.empty_like(c[start:stop])
-    cell.squash(c[start:stop], squashed_c)
-    c_before = c[start - 1 : stop - 1] if start else torch.cat([c0.unsqueeze(0), c[: stop - 1]])
-    if resets is not None:
-        c_before = c_before.masked_fill(resets[start:stop].unsqueeze(-1), 0)
-    _through_gate(cell, g, i, di)
+def _block(rows: int, hidden: int, gates: Tensor) -> int:
+    """Steps that are computed at once, or whose masks are."""
+    return max(1, _BLOCK_BYTES // max(1, rows * hidden * 4 * gates.element_size()))
+
+
+def _factors(cell: Cell, factors: Tensor, gates: Tensor, c_before: Tensor, new_c: Tensor, masks: Drawn) -> Tensor:
+    """Fill `factors` with d pre / d c_t (i, f, g) and d pre / d h_t (o); return d c_t / d h_t, for a block of steps.
+
+    c_t, which is `new_c`, and h_t are those before any of them is held.
+    """
+    i, f, g, o = gates.unbind(2)
+    di, df, dg, do = factors.unbind(2)
+    squashed_c = torch.empty_like(new_c)
+    cell.squash(new_c, squashed_c)
+    _through_gate(cell, masks.written(g), i, di)
     _through_gate(cell, c_before, f, df)
     _through_squash(cell, i, g, dg)
+    if masks.dropped_g is not None:
+        dg.copy_(masks.written(dg))
     _through_gate(cell, squashed_c, o, do)
     return _through_squash(cell, o, squashed_c, torch.empty_like(squashed_c))
 

@@ -23,22 +23,27 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .cell import PLAIN, Cell
+from .cell import PLAIN, Cell, Drawn, held, to_before, to_new
+
+_NOTHING = Drawn()
 
 
-def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the cell: `pre` [..., 4, H] and c_{t-1} [..., H] to h_t, c_t and the activated gates [..., 4, H]."""
+def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN, drawn: Drawn = _NOTHING) -> tuple[Tensor, Tensor, Tensor]:
+    """One step of the cell: `pre` [..., 4, H] and c_{t-1} [..., H] to h_t, c_t and the activated gates [..., 4, H].
+
+    h_t is the new one, not yet held where `drawn` says so.
+    """
     i, f, g, o = pre.unbind(-2)
     if cell.peephole is not None:
         p_i, p_f, p_o = cell.peephole.unbind(-2)
         i, f = i + p_i * c, f + p_f * c
     i, f, g = cell.gate(i), cell.gate(f), cell.squashed(g)
-    c = cell.clipped(f * c + i * g)
+    new = cell.clipped(f * c + i * drawn.written(g))
     if cell.peephole is not None:
-        o = o + p_o * c
+        o = o + p_o * new
     o = cell.gate(o)
-    h = o * cell.squashed(c)
-    return h, c, torch.stack([i, f, g, o], -2)
+    h = o * cell.squashed(new)
+    return h, held(new, c, drawn.held_c), torch.stack([i, f, g, o], -2)
 
 
 def scan(
@@ -68,10 +73,12 @@ def scan(
     for t, from_input in enumerate(inputs):
         if resets is not None:
             h, c = _zero(h, resets[t]), _zero(c, resets[t])
-        pre = from_input + (h @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
-        h, c, gate = step(pre, c, cell)
+        pre = from_input + (cell.dropped_h(h) @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
+        drawn = cell.drawn(t, 1, (h.shape[-1], c.shape[-1])).at(0)
+        new_h, c, gate = step(pre, c, cell, drawn)
         if w_hr is not None:
-            h = h @ w_hr
+            new_h = new_h @ w_hr
+        h = held(new_h, h, drawn.held_h)
         if lengths is not None:
             ended = lengths <= t
             h, c, gate = _zero(h, ended), _zero(c, ended), _zero(gate, ended)
@@ -112,30 +119,36 @@ def scan_backward(
     for t in reversed(range(c.shape[0])):
         i, f, g, o = gates[t].unbind(-2)
         di, df, dg, do = grad_gates[t].unbind(-2)
-        c_before = c[t - 1] if t else c0
+        before = c[t - 1] if t else c0
         if resets is not None:
-            c_before = _zero(c_before, resets[t])
-        squashed_c = cell.squashed(c[t])
+            before = _zero(before, resets[t])
+        drawn = cell.drawn(t, 1, (dh.shape[-1], dc.shape[-1])).at(0)
+        new = new_c(c[t], gates[t], before, cell, drawn)
+        squashed_c = cell.squashed(new)
 
-        dh = dh + grad_h[t]
+        dh, dc = dh + grad_h[t], dc + grad_c[t]
+        dh_held, dc_held = to_before(dh, drawn.held_h), to_before(dc, drawn.held_c)
+        dh, dc = to_new(dh, drawn.held_h), to_new(dc, drawn.held_c)
         through = dh if w_hr is None else dh @ w_hr.mT
         dpre_o = (do + through * squashed_c) * cell.gate_slope(o)
-        dc = dc + grad_c[t] + through * o * cell.squashed_slope(squashed_c)
+        dc = dc + through * o * cell.squashed_slope(squashed_c)
         if cell.peephole is not None:
             dc = dc + dpre_o * cell.peephole[2]
         if cell.clip:
-            dc = dc.masked_fill(cell.clips(c[t]), 0)
-        dpre_i = (di + dc * g) * cell.gate_slope(i)
-        dpre_f = (df + dc * c_before) * cell.gate_slope(f)
-        dpre_g = (dg + dc * i) * cell.squashed_slope(g)
+            dc = dc.masked_fill(cell.clips(new), 0)
+        dpre_i = (di + dc * drawn.written(g)) * cell.gate_slope(i)
+        dpre_f = (df + dc * before) * cell.gate_slope(f)
+        dpre_g = (dg + drawn.written(dc * i)) * cell.squashed_slope(g)
         dpre = torch.stack([dpre_i, dpre_f, dpre_g, dpre_o], -2)
-        dc = dc * f
+        dc = dc * f if dc_held is None else dc * f + dc_held
         if cell.peephole is not None:
             dc = dc + dpre_i * cell.peephole[0] + dpre_f * cell.peephole[1]
-        if lengths is not None:
-            ended = lengths <= t
-            dpre, dc = _zero(dpre, ended), _zero(dc, ended)
-        dh = dpre.flatten(-2) @ w_h.flatten(1).mT
+        ended_rows = None if lengths is None else lengths <= t
+        if ended_rows is not None:
+            dpre, dc = _zero(dpre, ended_rows), _zero(dc, ended_rows)
+        dh = cell.dropped_h(dpre.flatten(-2) @ w_h.flatten(1).mT)
+        if dh_held is not None:
+            dh = dh + (dh_held if ended_rows is None else _zero(dh_held, ended_rows))
         if resets is not None:
             dh, dc = _zero(dh, resets[t]), _zero(dc, resets[t])
         dpres.append(dpre)
@@ -151,30 +164,38 @@ def total_gradients(
     w_h: Tensor,
     c: Tensor,
     gates: Tensor,
+    c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
+    drawn: Drawn = _NOTHING,
 ) -> tuple[Tensor, Tensor]:
     """dL/dh_t and dL/dc_t through every path, [T, B, H] each; with `w_hr`, dL/dh_t is [T, B, P].
 
     `grad_h` and `grad_c` are the explicit parts (the uses of h and c outside the recurrence), `grad_pre` [T, B, 4, H]
-    the total gradient of the pre-activations, which `scan_backward` returns.
+    the total gradient of the pre-activations, which `scan_backward` returns; `drawn` the masks of all steps. Where c
+    can be held, o and h do not see the c_t of which this is the gradient.
     """
     steps = c.shape[0]
-    dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
+    dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
     if lengths is not None:
         grad_c = _zero(grad_c, ended(lengths, steps))
-    squashed_c = cell.squashed(c)
-    through_h = (dh if w_hr is None else dh @ w_hr.mT) * gates[:, :, 3] * cell.squashed_slope(squashed_c)
+    new, through = new_c(c, gates, c_before(c, c0, resets), cell, drawn), to_new(dh, drawn.held_h)
+    squashed_c = cell.squashed(new)
+    through_h = (through if w_hr is None else through @ w_hr.mT) * gates[:, :, 3] * cell.squashed_slope(squashed_c)
     if cell.peephole is not None:
         through_h = through_h + grad_pre[:, :, 3] * cell.peephole[2]
     dcs: list[Tensor] = []
     carried = torch.zeros_like(through_h[:1].sum(0))
     for t in reversed(range(steps)):
-        dc = carried + grad_c[t] + through_h[t]
-        dcs.append(dc)
-        carried = (dc.masked_fill(cell.clips(c[t]), 0) if cell.clip else dc) * gates[t, :, 1]
+        where = drawn.at(t).held_c
+        dc = carried + grad_c[t]
+        of_new = to_new(dc, where) + through_h[t]
+        dcs.append(of_new if where is None else dc)
+        carried = (of_new.masked_fill(cell.clips(new[t]), 0) if cell.clip else of_new) * gates[t, :, 1]
+        if (of_held := to_before(dc, where)) is not None:
+            carried = carried + of_held
         if cell.peephole is not None:
             carried = carried + (grad_pre[t, :, :2] * cell.peephole[:2]).sum(-2)
         if resets is not None:
@@ -183,15 +204,45 @@ def total_gradients(
 
 
 def total_gradient_of_h(
-    grad_h: Tensor, grad_pre: Tensor, w_h: Tensor, resets: Tensor | None, lengths: Tensor | None
+    grad_h: Tensor,
+    grad_pre: Tensor,
+    w_h: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    cell: Cell = PLAIN,
+    drawn: Drawn = _NOTHING,
 ) -> Tensor:
     """dL/dh_t of `total_gradients`."""
     # Reshaped, not flattened: batched cotangents (`is_grads_batched`) know no flatten.
-    later = grad_pre.reshape(*grad_pre.shape[:-2], 4 * grad_pre.shape[-1]) @ w_h.flatten(1).mT
+    later = cell.dropped_h(grad_pre.reshape(*grad_pre.shape[:-2], 4 * grad_pre.shape[-1]) @ w_h.flatten(1).mT)
     if resets is not None:
         later = _zero(later, resets)
     dh = grad_h + torch.cat([later, torch.zeros_like(later[:1])])[1:]
-    return dh if lengths is None else _zero(dh, ended(lengths, grad_pre.shape[0]))
+    if lengths is not None:
+        dh = _zero(dh, ended(lengths, grad_pre.shape[0]))
+    if drawn.held_h is None or len(dh) == 0:
+        return dh
+    dhs = [dh[-1]]
+    for t in reversed(range(1, len(dh))):
+        # Of a row that has ended it is 0.
+        of_held = to_before(dhs[-1], drawn.at(t).held_h)
+        assert of_held is not None
+        dhs.append(dh[t - 1] + (of_held if resets is None else _zero(of_held, resets[t])))
+    return torch.stack(dhs[::-1])
+
+
+def c_before(c: Tensor, c0: Tensor, resets: Tensor | None) -> Tensor:
+    """c_{t-1} [T, B, H] of every step."""
+    before = torch.cat([c0.unsqueeze(0), c])[:-1]
+    return before if resets is None else _zero(before, resets)
+
+
+def new_c(c: Tensor, gates: Tensor, before: Tensor, cell: Cell, drawn: Drawn) -> Tensor:
+    """c_t [..., H] as o and h see it: as it is before any of it is held."""
+    if drawn.held_c is None:
+        return c
+    i, f, g, _ = gates.unbind(-2)
+    return cell.clipped(f * before + i * drawn.written(g))
 
 
 def ended(lengths: Tensor, steps: int) -> Tensor:

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from . import reference
 from .calls import Function, below_autograd
-from .cell import PLAIN, Cell
+from .cell import DIFFERENTIABLE, PLAIN, TENSORS, Cell, Drawn, to_new
+from .masks import random_words
 from .precision import full_precision
 
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -39,9 +40,12 @@ _BACKWARD_INPUTS = (
 # Where the batch axis of each argument and result lies; None marks the weights, which have none.
 _ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
 _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0)
-# A cell's fields: behind all other arguments. Only the first of them is a tensor.
-CELL = "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False"
-_NUMBERS = len(PLAIN) - 1
+# A cell's fields: behind all other arguments.
+CELL = (
+    "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False, Tensor? keys=None, "
+    "Tensor? h_mask=None, float zoneout_h=0.0, float zoneout_c=0.0, float recurrent_dropout=0.0"
+)
+CELL_ROWS = tuple(TENSORS.get(name) for name in Cell._fields)
 # Where the masks, which have no derivative, lie among the backward pass's arguments.
 _BACKWARD_MASKS = (7, 8)
 
@@ -76,7 +80,8 @@ def operator(
     """
     more = f", Tensor? w_hr=None, {CELL}" if projects else f", {CELL}"
     defaults = (None, *PLAIN) if projects else tuple(PLAIN)
-    rows_in, backward_rows_in = ((*rows, *(None,) * len(defaults)) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
+    of_more = (None, *CELL_ROWS) if projects else CELL_ROWS
+    rows_in, backward_rows_in = ((*rows, *of_more) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
     scan_op = _register(name, _INPUTS + more, forward, _like_scan, rows_in, _ROWS_OUT)
     backward_op = _register(
         f"{name}_backward", _BACKWARD_INPUTS + more, backward, _like_backward, backward_rows_in, _BACKWARD_ROWS_OUT
@@ -183,14 +188,25 @@ def _like_backward(
 def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -> None:
     # Cotangents stay None where the loss does not use that output: a loss on h alone allocates nothing for c and gates.
     ctx.set_materialize_grads(False)
-    _, *kept = inputs[:-_NUMBERS]
-    ctx.save_for_backward(*kept, *output)
-    ctx.numbers = tuple(inputs[-_NUMBERS:])
+    _, *kept = inputs[: -len(PLAIN)]
+    tensors, ctx.numbers = _apart(inputs)
+    ctx.save_for_backward(*kept, *tensors, *output)
 
 
 def _save_for_second_order(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:-_NUMBERS])
-    ctx.numbers = tuple(inputs[-_NUMBERS:])
+    tensors, ctx.numbers = _apart(inputs)
+    ctx.save_for_backward(*inputs[: -len(PLAIN)], *tensors)
+
+
+def _apart(inputs: Sequence[Any]) -> tuple[list[Tensor | None], dict[str, Any]]:
+    """The cell behind the other arguments: its tensors, in their order, and its numbers by name."""
+    fields = dict(zip(Cell._fields, inputs[-len(PLAIN) :], strict=True))
+    return [fields.pop(name) for name in TENSORS], fields
+
+
+def _cell(tensors: Sequence[Tensor | None], numbers: dict[str, Any]) -> Cell:
+    fields: dict[str, Any] = {**dict(zip(TENSORS, tensors, strict=True)), **numbers}
+    return Cell(**fields)
 
 
 def _first_order(
@@ -198,22 +214,32 @@ def _first_order(
 ) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments (None for the masks) from the cotangents of h, c and gates."""
     # `projection`: w_hr, or nothing where the operator does not know it.
-    w_h, h0, c0, resets, lengths, *projection, peephole, h, c, gates = _saved(ctx)
+    w_h, h0, c0, resets, lengths, *more, h, c, gates = _saved(ctx)
+    projection, cell = more[: -len(TENSORS)], _cell(more[-len(TENSORS) :], ctx.numbers)
     if all(grad is None for grad in grads):
         return (None,) * (6 + len(projection) + len(PLAIN))
-    cell = Cell(peephole, *ctx.numbers)
     grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
     grad_w_h = None
+    drawn, new_c, before = Drawn(), c, c
+    if cell.peephole is not None or any(weight is not None for weight in projection):
+        drawn = cell.drawn(0, c.shape[0], (h.shape[-1], c.shape[-1]), random_words)
+        before = reference.c_before(c, c0, resets)
+        new_c = reference.new_c(c, gates, before, cell, drawn)
     with full_precision(w_h):
         if ctx.needs_input_grad[1]:
-            grad_w_h = _grad_recurrent_weights(weight_gradient, h0, h, grad_pre, resets, lengths)
+            taken_in = cell.dropped_h(h0), cell.dropped_h(h)
+            grad_w_h = _grad_recurrent_weights(weight_gradient, *taken_in, grad_pre, resets, lengths)
         grad_projection: list[Tensor | None] = [None] * len(projection)
         if projection and projection[0] is not None:
             grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
-            dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
-            grad_projection = [_grad_of_projection(weight_gradient, cell.squashed(c), gates, dh)]
-        grad_peephole = None if peephole is None else _grad_of_peephole(c0, c, grad_pre, resets, lengths)
-    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, grad_peephole, *(None,) * _NUMBERS
+            dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
+            through = to_new(dh, drawn.held_h)
+            grad_projection = [_grad_of_projection(weight_gradient, cell.squashed(new_c), gates, through)]
+        by_name: dict[str, Tensor] = {}
+        if cell.peephole is not None:
+            by_name["peephole"] = _grad_of_peephole(before, new_c, grad_pre, lengths)
+        grad_cell = [by_name.get(name) for name in Cell._fields]
+    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, *grad_cell
 
 
 def _grad_recurrent_weights(
@@ -242,14 +268,16 @@ def _grad_recurrent_weights(
     return torch.addmm(rest, h0.mT, dpre[:1].sum(0)).reshape(width, 4, hidden)
 
 
-def _grad_of_peephole(c0: Tensor, c: Tensor, grad_pre: Tensor, resets: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """The sum over all steps and rows of c_{t-1} dpre_i, c_{t-1} dpre_f and c_t dpre_o, [3, H]."""
-    c_before = torch.cat([c0.unsqueeze(0), c])[:-1]
-    for skip in (resets, None if lengths is None else reference.ended(lengths, c.shape[0])):
-        if skip is not None:
-            c_before = c_before.masked_fill(skip.unsqueeze(-1), 0)
-    of_i_and_f = (grad_pre[:, :, :2] * c_before.unsqueeze(2)).sum((0, 1))
-    return torch.cat([of_i_and_f, (grad_pre[:, :, 3] * c).sum((0, 1)).unsqueeze(0)])
+def _grad_of_peephole(before: Tensor, new_c: Tensor, grad_pre: Tensor, lengths: Tensor | None) -> Tensor:
+    """The sum over all steps and rows of c_{t-1} dpre_i, c_{t-1} dpre_f and c_t dpre_o, [3, H].
+
+    `before` is c_{t-1}, and `new_c` the c_t that o saw.
+    """
+    if lengths is not None:
+        skip = reference.ended(lengths, len(before)).unsqueeze(-1)
+        before, new_c = before.masked_fill(skip, 0), new_c.masked_fill(skip, 0)
+    of_i_and_f = (grad_pre[:, :, :2] * before.unsqueeze(2)).sum((0, 1))
+    return torch.cat([of_i_and_f, (grad_pre[:, :, 3] * new_c).sum((0, 1)).unsqueeze(0)])
 
 
 def _grad_of_projection(weight_gradient: WeightGradient, squashed_c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
@@ -271,21 +299,24 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 def _second_order(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """The vector-Jacobian product of the reference's backward pass, for the arguments that were given."""
     saved: Sequence[Tensor | None] = ctx.saved_tensors
-    given = [k for k, value in enumerate(saved) if value is not None and k not in _BACKWARD_MASKS]
+    first = len(saved) - len(TENSORS)
+    constant = {*_BACKWARD_MASKS, *(first + k for k, name in enumerate(TENSORS) if name not in DIFFERENTIABLE)}
+    given = [k for k, value in enumerate(saved) if value is not None and k not in constant]
 
     def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         arguments: list[Any] = list(saved)
         for k, value in zip(given, values, strict=True):
             arguments[k] = value
-        *others, peephole = arguments
-        w_hr = others.pop() if len(others) > len(_BACKWARD_ROWS_IN) else None
+        others, cell = arguments[:first], _cell(arguments[first:], ctx.numbers)
+        w_hr = others.pop() if first > len(_BACKWARD_ROWS_IN) else None
         backward: Scan = reference.scan_backward
-        return backward(*others, w_hr=w_hr, cell=Cell(peephole, *ctx.numbers))
+        return backward(*others, w_hr=w_hr, cell=cell)
 
     with full_precision(grads[0]):
         products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))
     by_position = dict(zip(given, products, strict=True))
-    return (*[by_position.get(k) for k in range(len(saved))], *(None,) * _NUMBERS)
+    of_cell = {name: by_position.get(first + k) for k, name in enumerate(TENSORS)}
+    return (*[by_position.get(k) for k in range(first)], *[of_cell.get(name) for name in Cell._fields])
 
 
 def map_rows(
