@@ -24,6 +24,7 @@ class LayerKeywords(TypedDict, total=False):
     bias: bool
     forget_bias: float
     recurrent_init: str
+    layer_norm: bool
     zoneout: float | tuple[float, float]
     recurrent_dropout: float
     variational_dropout: float
@@ -48,6 +49,10 @@ class LayerOptions:
       Sutskever, "An Empirical Exploration of Recurrent Network Architectures", 2015).
     - `recurrent_init`: of each `W_h*`: "xavier" (Glorot & Bengio 2010) or "orthogonal" (Saxe, McClelland & Ganguli,
       "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", 2014).
+    - `layer_norm`: for each gate the sum x_t W_x + h_{t-1} W_h, and c_t on its way to h, are normalised over the units
+      of a row: (a - mean) / sqrt(variance + 1e-5), times a gain `gain_*` [hidden], which starts at 1, plus the shift
+      `b_*` (Ba, Kiros & Hinton, "Layer Normalization", 2016). So there are `gain_c` and `b_c`, too. It is c itself that
+      the next step gets, and peepholes and `cell_clip` see; peepholes join behind the normalisation.
 
     In training mode the following draw masks: in each call anew, from one seed that torch's generator gives. p is from
     0 to below 1, and counts in steps of 2^-16. In evaluation the last three do nothing.
@@ -74,6 +79,7 @@ class LayerOptions:
     bias: bool = True
     forget_bias: float = 0.0
     recurrent_init: str = "xavier"
+    layer_norm: bool = False
     zoneout: float | tuple[float, float] = 0.0
     recurrent_dropout: float = 0.0
     variational_dropout: float = 0.0
@@ -123,6 +129,6 @@ class LayerOptions:
 # What training alone does.
 DROPOUTS = ("recurrent_dropout", "variational_dropout", "weight_drop")
 # What a recurrence in evaluation has to be told of; of the others it sees the weights alone.
-IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip", "zoneout")
+IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip", "layer_norm", "zoneout")
 # What another library's layer has no place for.
 IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias", *DROPOUTS)

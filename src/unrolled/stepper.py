@@ -247,7 +247,8 @@ class Stepper:
         with torch.inference_mode(False), torch.no_grad():
             snapshot, weights = Snapshot(self._model), parts.weights()
             engine: _Engine
-            if (reason := missing()) is None:
+            normed = any(cell.norm is not None for cell in weights.cells)
+            if (reason := "it has no layer normalisation yet" if normed else missing()) is None:
                 engine = NativeStep(weights, self.batch_size, self.weights, self.threads)
             elif self.weights != "float32" or self.strict:
                 asked = "strict=True" if self.weights == "float32" else f'weights="{self.weights}"'

@@ -98,6 +98,8 @@ def scan(
             h, c, gates = cpu.scan(pre, w_h, h0, c0, resets, lengths, *cell)
         else:
             h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths, w_hr, *cell)
+    if cell.norm is not None:
+        gates = gates[:, :, :4]
     followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     edge = get_gradient_edge(pre) if followed else None
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), edge)
@@ -164,6 +166,7 @@ def total_gradients(
     scanned: Scanned,
     grad_h: Tensor,
     grad_c: Tensor,
+    grad_gates: Tensor,
     grad_pre: Tensor,
     w_h: Tensor,
     c0: Tensor,
@@ -174,13 +177,14 @@ def total_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dL/dh_t, as h lies, dL/dc_t [B, T, H] and dL/dpre_t [B, T, 4, H], later steps included.
 
-    `grad_h` and `grad_c` are the explicit gradients of `scanned.h` and `scanned.c`; `grad_pre` [T, B, 4, H].
+    `grad_h`, `grad_c` and `grad_gates` are the explicit gradients of what `scanned` has; `grad_pre` [T, B, 4, H].
     """
     widths = scanned.h.shape[-1], scanned.c.shape[-1]
     with full_precision(w_h):
         dh, dc = reference.total_gradients(
             grad_h.transpose(0, 1),
             grad_c.transpose(0, 1),
+            grad_gates.transpose(0, 1),
             grad_pre,
             w_h,
             scanned.c.transpose(0, 1),
@@ -196,7 +200,9 @@ def total_gradients(
 
 
 def _call(w_h: Tensor, w_hr: Tensor | None, cell: Cell, strict: bool) -> Call:
-    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.is_masked)
+    return Call(
+        w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.norm is not None, cell.is_masked
+    )
 
 
 def _masked(x: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -7,9 +7,16 @@ In the notation of `reference`, in a cell with every option here:
     o = gate(pre_o + p_o * c_t)
     h_t = o * squashed(c_t)
 
+With layer normalisation pre_k = normed_k(x_t W_xk + h_{t-1} W_hk) for each gate k, h_t = o * squashed(normed_c(c_t)),
+and, over the units of a row,
+
+    normed_k(a) = gain_k * (a - mean(a)) / sqrt(mean((a - mean(a))^2) + EPSILON) + shift_k
+
+It is c itself that goes on. Ba, Kiros & Hinton, "Layer Normalization", 2016.
+
 Peepholes: Gers & Schmidhuber, "Recurrent Nets that Time and Count", IJCNN 2000. A coupled cell, f = 1 - i (Greff et
 al., "LSTM: A Search Space Odyssey", 2017), needs nothing here: with the weights of i negated in the place of those of
-f, gate(-pre_i) is 1 - gate(pre_i), for both gate functions.
+f, gate(-pre_i) is 1 - gate(pre_i), for both gate functions, and the normed -a is the normed a negated.
 
 What is random has masks of the row, the step and the unit (`threefry`), or in evaluation, without `keys`, none:
 
@@ -32,6 +39,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import threefry
+
+# As in torch.nn.LayerNorm.
+EPSILON = 1e-5
 
 # What each of the four numbers of a place is for.
 _OF_H, _OF_C, _OF_G = 0, 1, 2
@@ -63,15 +73,17 @@ class Cell(NamedTuple):
     """The options of one layer's cell. `peephole` [3, H]: p_i, p_f, p_o; `clip` 0: c has no bounds.
 
     `hard_gates`: i, f and o are x / 6 + 1/2 within 0..1, as `torch.nn.functional.hardsigmoid`, and no sigmoid. `relu`:
-    max(x, 0) in the place of both tanh. `keys` int64 [B]: of the rows' masks, which there are in training; `h_mask`
-    [B, H], of a projected h [B, P]. `zoneout_h`, `zoneout_c` and `recurrent_dropout` are probabilities. The fields, in
-    this order, are the last arguments of every operator.
+    max(x, 0) in the place of both tanh. `norm` [2, 5, H]: the gains and the shifts of i, f, g, o and c; a bias would be
+    normalised too. `keys` int64 [B]: of the rows' masks, which there are in training; `h_mask` [B, H], of a projected h
+    [B, P]. `zoneout_h`, `zoneout_c` and `recurrent_dropout` are probabilities. The fields, in this order, are the last
+    arguments of every operator.
     """
 
     peephole: Tensor | None = None
     clip: float = 0.0
     hard_gates: bool = False
     relu: bool = False
+    norm: Tensor | None = None
     keys: Tensor | None = None
     h_mask: Tensor | None = None
     zoneout_h: float = 0.0
@@ -105,6 +117,16 @@ class Cell(NamedTuple):
     def dropped_h(self, h: Tensor) -> Tensor:
         """h as W_h takes it in, and a gradient with respect to that as one with respect to h."""
         return h if self.h_mask is None else h * self.h_mask
+
+    @property
+    def planes(self) -> int:
+        """How many numbers of a unit are kept of a step as its gates: behind i, f, g, o the sums that were normed."""
+        return 4 if self.norm is None else 8
+
+    @property
+    def planes_of_norm(self) -> int:
+        """How many numbers of a unit the gradient of the norm is; with one, the peephole's is made beside it."""
+        return 0 if self.norm is None else 10 if self.peephole is None else 13
 
     def gate(self, x: Tensor) -> Tensor:
         # Not F.hardsigmoid: its slope is a float32's 1/6 in float64 too. F.hardtanh has none at its bounds, as below.
@@ -143,14 +165,22 @@ class Cell(NamedTuple):
         """Where c, clipped or not yet, has reached a bound."""
         return c.abs() >= self.clip
 
+    def normed(self, x: Tensor, which: slice | int) -> Tensor:
+        """x [..., gates, H] or, of c, [..., H], normalised over its units, times the gain, plus the shift."""
+        if self.norm is None:
+            return x
+        return standardized(x)[0] * self.norm[0, which] + self.norm[1, which]
+
+
+OF_GATES, OF_C = slice(0, 4), 4
 
 PLAIN = Cell()
 
 
 # The fields that are tensors, and where each one's axis of rows lies; None: it has none.
-TENSORS: dict[str, int | None] = {"peephole": None, "keys": 0, "h_mask": 0}
+TENSORS: dict[str, int | None] = {"peephole": None, "norm": None, "keys": 0, "h_mask": 0}
 # Of these, what has a derivative.
-DIFFERENTIABLE = ("peephole",)
+DIFFERENTIABLE = ("peephole", "norm")
 
 
 def held(new: Tensor, before: Tensor, where: Tensor | float | None) -> Tensor:
@@ -172,3 +202,16 @@ def to_before(grad: Tensor, where: Tensor | float | None) -> Tensor | None:
     if where is None:
         return None
     return grad * where if isinstance(where, float) else grad.masked_fill(~where, 0)
+
+
+def standardized(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x with mean 0 and, but for EPSILON, variance 1 over its last axis; and the factor that was needed, [..., 1]."""
+    centred = x - x.mean(-1, keepdim=True)
+    factor = (centred.square().mean(-1, keepdim=True) + EPSILON).rsqrt()
+    return centred * factor, factor
+
+
+def through_norm(grad: Tensor, standard: Tensor, factor: Tensor) -> Tensor:
+    """The gradient of x from that of `standard`; `standard` and `factor` are what `standardized` returned."""
+    mean, along = grad.mean(-1, keepdim=True), (grad * standard).mean(-1, keepdim=True)
+    return (grad - mean - standard * along) * factor

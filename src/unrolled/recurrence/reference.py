@@ -23,7 +23,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .cell import PLAIN, Cell, Drawn, held, to_before, to_new
+from .cell import OF_C, OF_GATES, PLAIN, Cell, Drawn, held, standardized, through_norm, to_before, to_new
 
 _NOTHING = Drawn()
 
@@ -31,9 +31,10 @@ _NOTHING = Drawn()
 def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN, drawn: Drawn = _NOTHING) -> tuple[Tensor, Tensor, Tensor]:
     """One step of the cell: `pre` [..., 4, H] and c_{t-1} [..., H] to h_t, c_t and the activated gates [..., 4, H].
 
-    h_t is the new one, not yet held where `drawn` says so.
+    h_t is the new one, not yet held where `drawn` says so. A cell with layer normalisation takes the sums without a
+    bias, and they are kept behind the gates, [..., 8, H].
     """
-    i, f, g, o = pre.unbind(-2)
+    i, f, g, o = cell.normed(pre, OF_GATES).unbind(-2)
     if cell.peephole is not None:
         p_i, p_f, p_o = cell.peephole.unbind(-2)
         i, f = i + p_i * c, f + p_f * c
@@ -42,8 +43,9 @@ def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN, drawn: Drawn = _NOTHING) ->
     if cell.peephole is not None:
         o = o + p_o * new
     o = cell.gate(o)
-    h = o * cell.squashed(new)
-    return h, held(new, c, drawn.held_c), torch.stack([i, f, g, o], -2)
+    h = o * cell.squashed(cell.normed(new, OF_C))
+    gates = torch.stack([i, f, g, o], -2)
+    return h, held(new, c, drawn.held_c), gates if cell.norm is None else torch.cat([gates, pre], -2)
 
 
 def scan(
@@ -56,7 +58,7 @@ def scan(
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H].
+    """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H], of a normed cell [T, B, 8, H] (see `step`).
 
     `inputs` yields x_t W_x + b, [B, 4, H], once for each step; `w_h` [H, 4, H]; `h0`, `c0` [B, H]; `resets` bool
     [T, B]: the row starts from zeros before that step; `lengths` int64 [B]: from that step on the row is zero.
@@ -89,7 +91,7 @@ def scan(
         # Empty, but hanging on the graph: a loss over no steps still has a backward pass.
         nothing = (h0 @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1])).unsqueeze(0)[:0]
         no_h = nothing[:, :, 0] if w_hr is None else nothing[:, :, 0] @ w_hr
-        return no_h + h0, nothing[:, :, 1] + c0, nothing
+        return no_h + h0, nothing[:, :, 1] + c0, nothing.repeat(1, 1, cell.planes // 4, 1)
     return torch.stack(hs), torch.stack(cs), torch.stack(gates)
 
 
@@ -105,33 +107,38 @@ def scan_backward(
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0 and of c0.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0, of c0 and of the norm.
 
     `grad_h`, `grad_c` and `grad_gates` are the cotangents of what `scan` returned (None is zeros). The gradients of the
     weights are products of these results with x and h, taken once for all steps.
+
+    Of a cell with layer normalisation the pre-activations are the sums before it, and the last result is, for each row,
+    [B, 10, H], the gradient of the gains and shifts, and with a peephole [B, 13, H] also its gradient; else [B, 0, H].
     """
     grad_h = _zeros_like_h(c, w_h) if grad_h is None else grad_h
     grad_c = torch.zeros_like(c) if grad_c is None else grad_c
     grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
     dh, dc = _zeros_like_h(c0, w_h), torch.zeros_like(c0)
-    dpres = []
+    dpres, of_norm = [], c0.new_zeros(c0.shape[0], cell.planes_of_norm, c0.shape[1])
     for t in reversed(range(c.shape[0])):
-        i, f, g, o = gates[t].unbind(-2)
-        di, df, dg, do = grad_gates[t].unbind(-2)
+        i, f, g, o = gates[t, :, :4].unbind(-2)
+        di, df, dg, do = grad_gates[t, :, :4].unbind(-2)
         before = c[t - 1] if t else c0
-        if resets is not None:
-            before = _zero(before, resets[t])
+        ended_rows = None if lengths is None else lengths <= t
+        for fresh in (None if resets is None else resets[t], ended_rows):
+            before = before if fresh is None else _zero(before, fresh)
         drawn = cell.drawn(t, 1, (dh.shape[-1], dc.shape[-1])).at(0)
         new = new_c(c[t], gates[t], before, cell, drawn)
-        squashed_c = cell.squashed(new)
+        squashed_c = cell.squashed(cell.normed(new, OF_C))
 
         dh, dc = dh + grad_h[t], dc + grad_c[t]
         dh_held, dc_held = to_before(dh, drawn.held_h), to_before(dc, drawn.held_c)
         dh, dc = to_new(dh, drawn.held_h), to_new(dc, drawn.held_c)
         through = dh if w_hr is None else dh @ w_hr.mT
         dpre_o = (do + through * squashed_c) * cell.gate_slope(o)
-        dc = dc + through * o * cell.squashed_slope(squashed_c)
+        dseen = through * o * cell.squashed_slope(squashed_c)
+        dc = dc + _through_norm_of_c(dseen, new, cell)
         if cell.peephole is not None:
             dc = dc + dpre_o * cell.peephole[2]
         if cell.clip:
@@ -143,9 +150,15 @@ def scan_backward(
         dc = dc * f if dc_held is None else dc * f + dc_held
         if cell.peephole is not None:
             dc = dc + dpre_i * cell.peephole[0] + dpre_f * cell.peephole[1]
-        ended_rows = None if lengths is None else lengths <= t
         if ended_rows is not None:
-            dpre, dc = _zero(dpre, ended_rows), _zero(dc, ended_rows)
+            dpre, dc, dseen = _zero(dpre, ended_rows), _zero(dc, ended_rows), _zero(dseen, ended_rows)
+        if cell.norm is not None:
+            sums, factor = standardized(gates[t, :, 4:])
+            seen, _ = standardized(new)
+            looks = () if cell.peephole is None else (dpre[:, :2] * before.unsqueeze(1), (dpre[:, 3] * new)[:, None])
+            of_norm = of_norm + torch.cat([dpre * sums, (dseen * seen)[:, None], dpre, dseen[:, None], *looks], 1)
+            from_sums = grad_gates[t, :, 4:] if ended_rows is None else _zero(grad_gates[t, :, 4:], ended_rows)
+            dpre = through_norm(dpre * cell.norm[0, OF_GATES], sums, factor) + from_sums
         dh = cell.dropped_h(dpre.flatten(-2) @ w_h.flatten(1).mT)
         if dh_held is not None:
             dh = dh + (dh_held if ended_rows is None else _zero(dh_held, ended_rows))
@@ -153,13 +166,19 @@ def scan_backward(
             dh, dc = _zero(dh, resets[t]), _zero(dc, resets[t])
         dpres.append(dpre)
     if not dpres:
-        return torch.zeros_like(gates), dh, dc
-    return torch.stack(dpres[::-1]), dh, dc
+        return torch.zeros_like(gates[:, :, :4]), dh, dc, of_norm
+    return torch.stack(dpres[::-1]), dh, dc, of_norm
+
+
+def _through_norm_of_c(dseen: Tensor, c: Tensor, cell: Cell) -> Tensor:
+    """The gradient of c from that of what h sees of it."""
+    return dseen if cell.norm is None else through_norm(dseen * cell.norm[0, OF_C], *standardized(c))
 
 
 def total_gradients(
     grad_h: Tensor,
     grad_c: Tensor,
+    grad_gates: Tensor,
     grad_pre: Tensor,
     w_h: Tensor,
     c: Tensor,
@@ -173,31 +192,38 @@ def total_gradients(
 ) -> tuple[Tensor, Tensor]:
     """dL/dh_t and dL/dc_t through every path, [T, B, H] each; with `w_hr`, dL/dh_t is [T, B, P].
 
-    `grad_h` and `grad_c` are the explicit parts (the uses of h and c outside the recurrence), `grad_pre` [T, B, 4, H]
-    the total gradient of the pre-activations, which `scan_backward` returns; `drawn` the masks of all steps. Where c
-    can be held, o and h do not see the c_t of which this is the gradient.
+    `grad_h`, `grad_c` and `grad_gates` are the explicit parts (the uses of h, c and the gates outside the recurrence),
+    `grad_pre` [T, B, 4, H] the total gradient of the pre-activations, which `scan_backward` returns; `drawn` the masks
+    of all steps. Where c can be held, o and h do not see the c_t of which this is the gradient.
     """
     steps = c.shape[0]
     dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
     if lengths is not None:
         grad_c = _zero(grad_c, ended(lengths, steps))
-    new, through = new_c(c, gates, c_before(c, c0, resets), cell, drawn), to_new(dh, drawn.held_h)
-    squashed_c = cell.squashed(new)
-    through_h = (through if w_hr is None else through @ w_hr.mT) * gates[:, :, 3] * cell.squashed_slope(squashed_c)
+    before = c_before(c, c0, resets, lengths)
+    new, through = new_c(c, gates, before, cell, drawn), to_new(dh, drawn.held_h)
+    i, f, g, o = gates.unbind(2)
+    di, df, _, do = grad_gates.unbind(2)
+    squashed_c = cell.squashed(cell.normed(new, OF_C))
+    through = through if w_hr is None else through @ w_hr.mT
+    into_new = _through_norm_of_c(through * o * cell.squashed_slope(squashed_c), new, cell)
     if cell.peephole is not None:
-        through_h = through_h + grad_pre[:, :, 3] * cell.peephole[2]
+        into_new = into_new + (do + through * squashed_c) * cell.gate_slope(o) * cell.peephole[2]
     dcs: list[Tensor] = []
-    carried = torch.zeros_like(through_h[:1].sum(0))
+    carried = torch.zeros_like(into_new[:1].sum(0))
     for t in reversed(range(steps)):
         where = drawn.at(t).held_c
         dc = carried + grad_c[t]
-        of_new = to_new(dc, where) + through_h[t]
+        of_new = to_new(dc, where) + into_new[t]
         dcs.append(of_new if where is None else dc)
-        carried = (of_new.masked_fill(cell.clips(new[t]), 0) if cell.clip else of_new) * gates[t, :, 1]
+        of_new = of_new.masked_fill(cell.clips(new[t]), 0) if cell.clip else of_new
+        carried = of_new * f[t]
         if (of_held := to_before(dc, where)) is not None:
             carried = carried + of_held
         if cell.peephole is not None:
-            carried = carried + (grad_pre[t, :, :2] * cell.peephole[:2]).sum(-2)
+            dpre_i = (di[t] + of_new * drawn.at(t).written(g[t])) * cell.gate_slope(i[t])
+            dpre_f = (df[t] + of_new * before[t]) * cell.gate_slope(f[t])
+            carried = carried + dpre_i * cell.peephole[0] + dpre_f * cell.peephole[1]
         if resets is not None:
             carried = _zero(carried, resets[t])
     return dh, torch.stack(dcs[::-1]) if dcs else torch.zeros_like(c)
@@ -231,17 +257,18 @@ def total_gradient_of_h(
     return torch.stack(dhs[::-1])
 
 
-def c_before(c: Tensor, c0: Tensor, resets: Tensor | None) -> Tensor:
-    """c_{t-1} [T, B, H] of every step."""
+def c_before(c: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """c_{t-1} [T, B, H] of every step; of a row that has ended 0, whatever c0 is."""
     before = torch.cat([c0.unsqueeze(0), c])[:-1]
-    return before if resets is None else _zero(before, resets)
+    before = before if resets is None else _zero(before, resets)
+    return before if lengths is None else _zero(before, ended(lengths, len(c)))
 
 
 def new_c(c: Tensor, gates: Tensor, before: Tensor, cell: Cell, drawn: Drawn) -> Tensor:
     """c_t [..., H] as o and h see it: as it is before any of it is held."""
     if drawn.held_c is None:
         return c
-    i, f, g, _ = gates.unbind(-2)
+    i, f, g = gates.unbind(-2)[:3]
     return cell.clipped(f * before + i * drawn.written(g))
 
 

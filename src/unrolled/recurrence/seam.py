@@ -24,11 +24,12 @@ from torch import Tensor
 
 from . import reference
 from .calls import Function, below_autograd
-from .cell import DIFFERENTIABLE, PLAIN, TENSORS, Cell, Drawn, to_new
+from .cell import DIFFERENTIABLE, OF_C, PLAIN, TENSORS, Cell, Drawn, to_new
 from .masks import random_words
 from .precision import full_precision
 
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
+ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 WeightGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
@@ -39,11 +40,11 @@ _BACKWARD_INPUTS = (
 )
 # Where the batch axis of each argument and result lies; None marks the weights, which have none.
 _ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
-_BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0)
+_BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0, 0)
 # A cell's fields: behind all other arguments.
 CELL = (
-    "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False, Tensor? keys=None, "
-    "Tensor? h_mask=None, float zoneout_h=0.0, float zoneout_c=0.0, float recurrent_dropout=0.0"
+    "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False, Tensor? norm=None, "
+    "Tensor? keys=None, Tensor? h_mask=None, float zoneout_h=0.0, float zoneout_c=0.0, float recurrent_dropout=0.0"
 )
 CELL_ROWS = tuple(TENSORS.get(name) for name in Cell._fields)
 # Where the masks, which have no derivative, lie among the backward pass's arguments.
@@ -66,7 +67,7 @@ def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None) -> Tensor:
 def operator(
     name: str,
     forward: Scan,
-    backward: Scan,
+    backward: ScanBackward,
     weight_gradient: WeightGradient = weight_gradient,
     *,
     projects: bool = False,
@@ -82,9 +83,10 @@ def operator(
     defaults = (None, *PLAIN) if projects else tuple(PLAIN)
     of_more = (None, *CELL_ROWS) if projects else CELL_ROWS
     rows_in, backward_rows_in = ((*rows, *of_more) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
-    scan_op = _register(name, _INPUTS + more, forward, _like_scan, rows_in, _ROWS_OUT)
+    like, like_backward = partial(_like_scan, len(rows_in)), partial(_like_backward, len(backward_rows_in))
+    scan_op = _register(name, _INPUTS + more, forward, like, rows_in, _ROWS_OUT)
     backward_op = _register(
-        f"{name}_backward", _BACKWARD_INPUTS + more, backward, _like_backward, backward_rows_in, _BACKWARD_ROWS_OUT
+        f"{name}_backward", _BACKWARD_INPUTS + more, backward, like_backward, backward_rows_in, _BACKWARD_ROWS_OUT
     )
     _register_derivatives(name, backward_op, weight_gradient)
 
@@ -154,7 +156,7 @@ def _register(
     rows_in: Sequence[int | None],
     rows_out: Sequence[int],
 ) -> Callable[..., Any]:
-    _LIBRARY.define(f"{name}({inputs}) -> (Tensor, Tensor, Tensor)")
+    _LIBRARY.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * len(rows_out))})")
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"unrolled::{name}", fake, lib=_LIBRARY)
     registered: Callable[..., Any] = getattr(torch.ops.unrolled, name).default
@@ -166,13 +168,14 @@ def _register(
     return registered
 
 
-def _like_scan(pre: Tensor, w_h: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _like_scan(total: int, pre: Tensor, w_h: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = pre.shape
-    new = pre.new_empty
-    return new(steps, rows, w_h.shape[0]), new(steps, rows, hidden), new(steps, rows, 4, hidden)
+    new, cell = pre.new_empty, Cell(*others[total - 2 - len(PLAIN) :])
+    return new(steps, rows, w_h.shape[0]), new(steps, rows, hidden), new(steps, rows, cell.planes, hidden)
 
 
 def _like_backward(
+    total: int,
     grad_h: Tensor | None,
     grad_c: Tensor | None,
     grad_gates: Tensor | None,
@@ -180,50 +183,53 @@ def _like_backward(
     c: Tensor,
     gates: Tensor,
     c0: Tensor,
-    *others: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return gates.new_empty(gates.shape), c0.new_empty(c0.shape[0], w_h.shape[0]), c0.new_empty(c0.shape)
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    steps, rows, _, hidden = gates.shape
+    new, cell = c0.new_empty, Cell(*others[total - 7 - len(PLAIN) :])
+    grad_pre, grad_h0, grad_c0 = gates.new_empty(steps, rows, 4, hidden), new(rows, w_h.shape[0]), new(rows, hidden)
+    return grad_pre, grad_h0, grad_c0, new(rows, cell.planes_of_norm, hidden)
 
 
-def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -> None:
+def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
     # Cotangents stay None where the loss does not use that output: a loss on h alone allocates nothing for c and gates.
     ctx.set_materialize_grads(False)
-    _, *kept = inputs[: -len(PLAIN)]
-    tensors, ctx.numbers = _apart(inputs)
-    ctx.save_for_backward(*kept, *tensors, *output)
+    _, *kept = _without_numbers(ctx, inputs)
+    ctx.save_for_backward(*kept, *output)
 
 
 def _save_for_second_order(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-    tensors, ctx.numbers = _apart(inputs)
-    ctx.save_for_backward(*inputs[: -len(PLAIN)], *tensors)
+    ctx.save_for_backward(*_without_numbers(ctx, inputs))
 
 
-def _apart(inputs: Sequence[Any]) -> tuple[list[Tensor | None], dict[str, Any]]:
-    """The cell behind the other arguments: its tensors, in their order, and its numbers by name."""
-    fields = dict(zip(Cell._fields, inputs[-len(PLAIN) :], strict=True))
-    return [fields.pop(name) for name in TENSORS], fields
+def _without_numbers(ctx: Any, inputs: Sequence[Any]) -> list[Tensor | None]:
+    """The tensors among an operator's inputs, the cell's last; the cell without them stays with `ctx`."""
+    cell = Cell(*inputs[-len(PLAIN) :])
+    none: dict[str, Any] = dict.fromkeys(TENSORS)
+    ctx.cell = cell._replace(**none)
+    return [*inputs[: -len(PLAIN)], *(getattr(cell, name) for name in TENSORS)]
 
 
-def _cell(tensors: Sequence[Tensor | None], numbers: dict[str, Any]) -> Cell:
-    fields: dict[str, Any] = {**dict(zip(TENSORS, tensors, strict=True)), **numbers}
-    return Cell(**fields)
+def _with_tensors(ctx: Any, tensors: Sequence[Tensor | None]) -> Cell:
+    cell: Cell = ctx.cell._replace(**dict(zip(TENSORS, tensors, strict=True)))
+    return cell
 
 
 def _first_order(
     backward: Callable[..., Any], weight_gradient: WeightGradient, ctx: Any, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments (None for the masks) from the cotangents of h, c and gates."""
+    w_h, h0, c0, resets, lengths, *others, h, c, gates = _saved(ctx)
     # `projection`: w_hr, or nothing where the operator does not know it.
-    w_h, h0, c0, resets, lengths, *more, h, c, gates = _saved(ctx)
-    projection, cell = more[: -len(TENSORS)], _cell(more[-len(TENSORS) :], ctx.numbers)
+    projection, cell = others[: -len(TENSORS)], _with_tensors(ctx, others[-len(TENSORS) :])
     if all(grad is None for grad in grads):
         return (None,) * (6 + len(projection) + len(PLAIN))
-    grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
+    grad_pre, grad_h0, grad_c0, of_norm = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
     grad_w_h = None
     drawn, new_c, before = Drawn(), c, c
     if cell.peephole is not None or any(weight is not None for weight in projection):
         drawn = cell.drawn(0, c.shape[0], (h.shape[-1], c.shape[-1]), random_words)
-        before = reference.c_before(c, c0, resets)
+        before = reference.c_before(c, c0, resets, lengths)
         new_c = reference.new_c(c, gates, before, cell, drawn)
     with full_precision(w_h):
         if ctx.needs_input_grad[1]:
@@ -234,11 +240,16 @@ def _first_order(
             grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
             dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
             through = to_new(dh, drawn.held_h)
-            grad_projection = [_grad_of_projection(weight_gradient, cell.squashed(new_c), gates, through)]
-        by_name: dict[str, Tensor] = {}
-        if cell.peephole is not None:
-            by_name["peephole"] = _grad_of_peephole(before, new_c, grad_pre, lengths)
-        grad_cell = [by_name.get(name) for name in Cell._fields]
+            grad_projection = [_grad_of_projection(weight_gradient, cell, new_c, gates, through)]
+        of_cell: dict[str, Tensor] = {}
+        if cell.norm is not None:
+            of_all = of_norm.sum(0)
+            of_cell["norm"] = of_all[:10].reshape(cell.norm.shape)
+            if cell.peephole is not None:
+                of_cell["peephole"] = of_all[10:]
+        elif cell.peephole is not None:
+            of_cell["peephole"] = _grad_of_peephole(before, new_c, grad_pre)
+    grad_cell = [of_cell.get(name) for name in Cell._fields]
     return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, *grad_cell
 
 
@@ -268,21 +279,18 @@ def _grad_recurrent_weights(
     return torch.addmm(rest, h0.mT, dpre[:1].sum(0)).reshape(width, 4, hidden)
 
 
-def _grad_of_peephole(before: Tensor, new_c: Tensor, grad_pre: Tensor, lengths: Tensor | None) -> Tensor:
+def _grad_of_peephole(before: Tensor, new_c: Tensor, grad_pre: Tensor) -> Tensor:
     """The sum over all steps and rows of c_{t-1} dpre_i, c_{t-1} dpre_f and c_t dpre_o, [3, H].
 
     `before` is c_{t-1}, and `new_c` the c_t that o saw.
     """
-    if lengths is not None:
-        skip = reference.ended(lengths, len(before)).unsqueeze(-1)
-        before, new_c = before.masked_fill(skip, 0), new_c.masked_fill(skip, 0)
     of_i_and_f = (grad_pre[:, :, :2] * before.unsqueeze(2)).sum((0, 1))
     return torch.cat([of_i_and_f, (grad_pre[:, :, 3] * new_c).sum((0, 1)).unsqueeze(0)])
 
 
-def _grad_of_projection(weight_gradient: WeightGradient, squashed_c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
+def _grad_of_projection(weight_gradient: WeightGradient, cell: Cell, c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
     """The sum over all steps of (o * squashed(c_t))^T dL/dh_t, [H, P]."""
-    projected = gates[:, :, 3] * squashed_c
+    projected = gates[:, :, 3] * cell.squashed(cell.normed(c, OF_C))
     return weight_gradient(projected.reshape(-1, projected.shape[-1]), dh.reshape(-1, dh.shape[-1]), None)
 
 
@@ -303,14 +311,14 @@ def _second_order(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...
     constant = {*_BACKWARD_MASKS, *(first + k for k, name in enumerate(TENSORS) if name not in DIFFERENTIABLE)}
     given = [k for k, value in enumerate(saved) if value is not None and k not in constant]
 
-    def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         arguments: list[Any] = list(saved)
         for k, value in zip(given, values, strict=True):
             arguments[k] = value
-        others, cell = arguments[:first], _cell(arguments[first:], ctx.numbers)
+        others, tensors = arguments[:first], arguments[first:]
         w_hr = others.pop() if first > len(_BACKWARD_ROWS_IN) else None
-        backward: Scan = reference.scan_backward
-        return backward(*others, w_hr=w_hr, cell=cell)
+        backward: ScanBackward = reference.scan_backward
+        return backward(*others, w_hr=w_hr, cell=_with_tensors(ctx, tensors))
 
     with full_precision(grads[0]):
         products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))
