@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from typing import Any, TypedDict
 
 _CHOICES = {
     "gate_activation": ("sigmoid", "hard_sigmoid"),
@@ -22,11 +22,12 @@ class LayerKeywords(TypedDict, total=False):
     activation: str
     cell_clip: float | None
     bias: bool
-    forget_bias: float
+    forget_bias: float | None
     recurrent_init: str
+    learn_initial_state: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerOptions:
     """How a layer differs from the plain LSTM, which is what these defaults say.
 
@@ -40,12 +41,15 @@ class LayerOptions:
       Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic Modeling", 2014, clip so). Where
       it reached a bound no gradient passes.
     - `bias` False: no `b_*`.
-    - `forget_bias`: where `b_f` starts (Gers, Schmidhuber & Cummins, "Learning to Forget", 2000; Jozefowicz, Zaremba &
-      Sutskever, "An Empirical Exploration of Recurrent Network Architectures", 2015).
+    - `forget_bias`: where `b_f` starts, 0 if None (Gers, Schmidhuber & Cummins, "Learning to Forget", 2000; Jozefowicz,
+      Zaremba & Sutskever, "An Empirical Exploration of Recurrent Network Architectures", 2015).
     - `recurrent_init`: of each `W_h*`: "xavier" (Glorot & Bengio 2010) or "orthogonal" (Saxe, McClelland & Ganguli,
       "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", 2014).
+    - `learn_initial_state`: parameters `h_init` and `c_init`, zeros at first, are h and c before a sequence's first
+      step: where no state is given, and after each reset, which begins a new sequence. Zeros that are given stay zeros.
 
-    Raises ValueError for values that are none, and for options that exclude each other.
+    Raises TypeError for values of another type, ValueError for values that are none of these, and for options that
+    exclude each other.
     """
 
     peephole: bool = False
@@ -54,10 +58,18 @@ class LayerOptions:
     activation: str = "tanh"
     cell_clip: float | None = None
     bias: bool = True
-    forget_bias: float = 0.0
+    forget_bias: float | None = None
     recurrent_init: str = "xavier"
+    learn_initial_state: bool = False
 
     def __post_init__(self) -> None:
+        for name, value in self.keywords().items():
+            if isinstance(DEFAULTS[name], bool) and not isinstance(value, bool):
+                raise TypeError(f"{name} must be true or false, got {value!r}")
+        for name in ("cell_clip", "forget_bias"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
@@ -70,13 +82,20 @@ class LayerOptions:
                     "is none: leave forget_bias out"
                 )
 
+    def keywords(self) -> dict[str, Any]:
+        """What a layer's constructor takes, also of a class with further fields."""
+        return {each.name: getattr(self, each.name) for each in fields(LayerOptions)}
+
     def changed(self, among: tuple[str, ...] | None = None) -> str:
         """Those that are not the default, as they would be written, of all or `among` some; "" where there are none."""
         names = [each.name for each in fields(self) if getattr(self, each.name) != each.default]
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if among is None or name in among)
 
 
+DEFAULTS = {each.name: each.default for each in fields(LayerOptions)}
 # What a recurrence has to be told of; of the others it sees the weights alone.
 IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip")
 # What another library's layer has no place for.
-IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias")
+IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias", "learn_initial_state")
+# What plays a part in training alone: a model that is trained on may have other ones.
+IN_TRAINING: tuple[str, ...] = ()

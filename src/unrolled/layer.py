@@ -51,6 +51,8 @@ class LSTMLayer(nn.Module):
     p_i: nn.Parameter
     p_f: nn.Parameter
     p_o: nn.Parameter
+    h_init: nn.Parameter
+    c_init: nn.Parameter
 
     def __init__(
         self,
@@ -92,7 +94,15 @@ class LSTMLayer(nn.Module):
             elif name.startswith("W_"):
                 nn.init.xavier_uniform_(parameter)
             else:
-                nn.init.constant_(parameter, self.options.forget_bias if name == "b_f" else 0.0)
+                nn.init.constant_(parameter, (self.options.forget_bias or 0.0) if name == "b_f" else 0.0)
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        """h and c, [batch, width] each, before a sequence's first step: learned ones where there are any, or zeros."""
+        if self.options.learn_initial_state:
+            return self.h_init.expand(batch, -1), self.c_init.expand(batch, -1)
+        like = self.W_xo
+        h, c = (torch.zeros(batch, n, device=like.device, dtype=like.dtype) for n in (self.h_dim, self.hidden_dim))
+        return h, c
 
     def forward(
         self,
@@ -105,9 +115,10 @@ class LSTMLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """h and c of every step, [batch, time, hidden] each; a projected h is [batch, time, proj].
 
-        `x`: floats [batch, time, input] or ids [batch, time]; `h0`, `c0`: one step of h and c, zeros if None; `resets`
-        bool [batch, time]: that row starts from zeros before that step; `lengths` [batch]: the row's valid steps, after
-        which h and c are 0. Raises TypeError, ValueError or IndexError for arguments that do not fit.
+        `x`: floats [batch, time, input] or ids [batch, time]; `h0`, `c0`: one step of h and c, `initial_state` if None;
+        `resets` bool [batch, time]: that row starts from `initial_state` before that step; `lengths` [batch]: the row's
+        valid steps, after which h and c are 0. Raises TypeError, ValueError or IndexError for arguments that do not
+        fit.
         """
         if self.recompute and torch.is_grad_enabled():
             h, c = checkpoint(self._states, x, h0, c0, resets, lengths, use_reentrant=False, preserve_rng_state=False)
@@ -127,10 +138,9 @@ class LSTMLayer(nn.Module):
         """`forward`, opened: the same computation with its gates. The arguments are those of `forward`."""
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
         w_x, w_h, bias = self._weights()
-        w_hr, cell = self._w_hr(), self._cell()
-        options: dict[str, Any] = {"w_hr": w_hr, "cell": cell, "backend": self.backend, "strict": self.strict}
+        options = self._scan_options()
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
-        return LayerTrace.of(scanned, (h0, c0), (w_h, w_hr), resets, lengths, cell)
+        return LayerTrace.of(scanned, (h0, c0), (w_h, options["w_hr"]), resets, lengths, options["cell"])
 
     def extra_repr(self) -> str:
         backend = "" if self.backend == "auto" else f", backend={self.backend!r}"
@@ -145,9 +155,13 @@ class LSTMLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
         w_x, w_h, bias = self._weights()
-        options: dict[str, Any] = {"cell": self._cell(), "backend": self.backend, "strict": self.strict}
-        options |= {"resets": resets, "lengths": lengths, "w_hr": self._w_hr()}
-        return recurrence.states(x, w_x, w_h, bias, h0, c0, **options)
+        return recurrence.states(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **self._scan_options())
+
+    def _scan_options(self) -> dict[str, Any]:
+        """What `recurrence.scan` is told beside a call's tensors and weights."""
+        start = (self.h_init, self.c_init) if self.options.learn_initial_state else None
+        w_hr = None if self.proj_dim is None else self.W_hr
+        return {"w_hr": w_hr, "cell": self._cell(), "start": start, "backend": self.backend, "strict": self.strict}
 
     def _initial(
         self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
@@ -159,8 +173,7 @@ class LSTMLayer(nn.Module):
         check_same_rows(x, rows, of_stack=False)
         check_masks(x, resets, lengths)
         if h0 is None or c0 is None:
-            h0 = torch.zeros(x.shape[0], self.h_dim, device=like.device, dtype=like.dtype)
-            c0 = torch.zeros(x.shape[0], self.hidden_dim, device=like.device, dtype=like.dtype)
+            h0, c0 = self.initial_state(x.shape[0])
         return h0.to(like.dtype), c0.to(like.dtype)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -199,7 +212,6 @@ class LSTMLayer(nn.Module):
             shapes |= {f"p_{gate}": (self.hidden_dim,) for gate in gates if gate != "g"}
         if self.proj_dim is not None:
             shapes["W_hr"] = (self.hidden_dim, self.proj_dim)
+        if self.options.learn_initial_state:
+            shapes |= {"h_init": (self.h_dim,), "c_init": (self.hidden_dim,)}
         return shapes
-
-    def _w_hr(self) -> Tensor | None:
-        return None if self.proj_dim is None else self.W_hr

@@ -18,6 +18,7 @@ from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
 from .precision import full_precision
 from .ranges import checked_range
+from .restarts import Start, run_parts
 
 __all__ = [
     "BackendUnavailable",
@@ -61,6 +62,7 @@ def scan(
     lengths: Tensor | None = None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
+    start: Start | None = None,
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
@@ -70,7 +72,8 @@ def scan(
     `w_x` [I, 4, H], `w_h` [H, 4, H], `bias` [4, H]; `h0`, `c0` [B, H]; `resets` bool [B, T]; `lengths` integers [B].
     With `w_hr` [H, P], h is projected in every step: h [B, T, P], `w_h` [P, 4, H], `h0` [B, P]. `clean` says of a float
     x that it is 0 behind each row's end, and of int64 lengths that they are in range, as those of a layer below. `cell`
-    has a notation of its own.
+    has a notation of its own. `start`: h and c, [H] each (of a projected h, [P]), from which a row begins after a
+    reset, zeros if None.
 
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
@@ -81,13 +84,18 @@ def scan(
     if chosen == "reference":
         pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype)
         with full_precision(w_h):
-            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell)
+            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell, start)
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype, native=chosen == "cpu", strict=strict)
-        if chosen == "cpu":
-            h, c, gates = cpu.scan(pre, w_h, h0, c0, resets, lengths, *cell)
+        kernel, projection = (cpu.scan, ()) if chosen == "cpu" else (portable.scan, (w_hr,))
+        if start is None or resets is None:
+            h, c, gates = kernel(pre, w_h, h0, c0, resets, lengths, *projection, *cell)
         else:
-            h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths, w_hr, *cell)
+
+            def part(some: Tensor, h: Tensor, c: Tensor, left: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+                return kernel(some, w_h, h, c, None, left, *projection, *cell)
+
+            h, c, gates = run_parts(part, pre, h0, c0, resets, lengths, start)
     followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     edge = get_gradient_edge(pre) if followed else None
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), edge)
@@ -105,14 +113,16 @@ def states(
     lengths: Tensor | None = None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
+    start: Start | None = None,
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """h and c of `scan`: without gradients the native kernel then stores nothing else."""
+    """h and c of `scan`: without gradients the native kernel then stores nothing else, unless it has to `start`."""
     call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
-    if torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type) or choose(backend, call) != "cpu":
-        options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean}
+    opened = torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type)
+    if opened or choose(backend, call) != "cpu" or not (start is None or resets is None):
+        options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
     x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
