@@ -24,6 +24,8 @@ MEMBERS = 4
 BASE = "a training step"
 # Of the largest value of each tensor: second derivatives go twice through all steps, low precision rounds on its own.
 HIGHER, LOW = 1e-3, 5e-2
+# As a GradScaler's: a gradient of one of 131,072 means is among float16's subnormal numbers, which have few digits.
+LOSS_SCALE = 2.0**12
 
 
 class Task:
@@ -122,7 +124,12 @@ def of_dtype(dtype: torch.dtype) -> Callable[[Task], Step]:
     def way(task: Task) -> Step:
         task.model.to(dtype)
         x = task.x.to(dtype)
-        return lambda: [value.float() for value in task.gradients(task.model(x)[0].float().pow(2).mean())]
+
+        def step() -> list[Tensor]:
+            loss = LOSS_SCALE * task.model(x)[0].float().pow(2).mean()
+            return [value.float() / LOSS_SCALE for value in task.gradients(loss)]
+
+        return step
 
     return way
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import pytest
 import torch
 from torch import Tensor
 
 from unrolled.recurrence import Cell, scan
+from unrolled.recurrence.cell import TENSORS
 
+IN_NATIVE = False
 FLOATS = ("x", "w_x", "w_h", "bias", "h0", "c0")
 OUTPUTS = ("h", "c", "gates")
 
@@ -35,7 +38,7 @@ class Shape:
     masks: tuple[str, ...] = field(default=())
     # The width of h where it is projected; 0: it is not.
     proj: int = 0
-    # Options of the cell: "peephole", "clip", "hard gates", "relu".
+    # Options of the cell: "peephole", "clip", "hard gates", "relu", "norm".
     cell: tuple[str, ...] = field(default=())
 
     @property
@@ -82,8 +85,9 @@ PROJECTED = (
     Shape(3, 0, 3, 5, ("resets", "lengths"), proj=2),
 )
 
-CELLS = (("peephole",), ("clip",), ("hard gates",), ("relu",), ("peephole", "clip", "hard gates", "relu"))
-# Each option alone, and all of them.
+_ALL = ("peephole", "clip", "hard gates", "relu")
+# Each option alone, and all of them; layer normalisation, which has passes of its own, with and without the others.
+CELLS = (("peephole",), ("clip",), ("hard gates",), ("relu",), _ALL, ("norm",), (*_ALL, "norm"))
 VARIANTS = tuple(
     shape
     for cell in CELLS
@@ -120,6 +124,8 @@ def make(shape: Shape, seed: int = 0) -> Case:
         floats["w_hr"] = normal(hidden, shape.proj, scale=hidden**-0.5)
     if "peephole" in shape.cell:
         floats["peephole"] = normal(3, hidden, scale=0.7)
+    if "norm" in shape.cell:
+        floats["norm"] = torch.stack([1 + normal(5, hidden, scale=0.3), normal(5, hidden, scale=0.3)])
     # Of c, about one in five reaches this bound.
     clip = 0.75 if "clip" in shape.cell else 0.0
     cell = Cell(clip=clip, hard_gates="hard gates" in shape.cell, relu="relu" in shape.cell)
@@ -146,6 +152,13 @@ def make(shape: Shape, seed: int = 0) -> Case:
     return Case(shape.name, floats, cotangents, ids, resets, lengths, cell)
 
 
+def own_cell(case: Case, arguments: dict[str, Tensor]) -> Cell:
+    """The case's cell with its tensors, which are taken out of the arguments."""
+    if "norm" in arguments and arguments["norm"].dtype == torch.float32 and not IN_NATIVE:
+        pytest.skip("the native kernel has no layer normalisation yet")
+    return case.cell._replace(**{name: arguments.pop(name, None) for name in TENSORS})
+
+
 def run(
     backend: str, case: Case, dtype: torch.dtype, outputs: tuple[str, ...] = OUTPUTS, *, strict: bool = False
 ) -> dict[str, Tensor]:
@@ -154,7 +167,7 @@ def run(
     arguments = dict(floats)
     x = arguments.pop("x", case.ids)
     assert x is not None
-    cell = case.cell._replace(peephole=arguments.pop("peephole", None))
+    cell = own_cell(case, arguments)
     masks = {"resets": case.resets, "lengths": case.lengths}
     scanned = scan(x, **arguments, **masks, cell=cell, backend=backend, strict=strict)
     results = {name: getattr(scanned, name) for name in OUTPUTS}

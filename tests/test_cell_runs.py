@@ -31,6 +31,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "bias": (["--no-bias"], False),
     "forget_bias": (["--forget-bias", "2"], 2.0),
     "recurrent_init": (["--recurrent-init", "orthogonal"], "orthogonal"),
+    "layer_norm": (["--layer-norm"], True),
     "learn_initial_state": (["--learn-initial-state"], True),
 }
 
@@ -39,7 +40,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
 TOGETHER = (
     ("proj_dim", "residual", "peephole", "coupled", "gate_activation", "cell_clip", "learn_initial_state"),
     ("activation", "bias", "recurrent_init", "residual"),
-    ("forget_bias",),
+    ("forget_bias", "layer_norm"),
 )
 
 

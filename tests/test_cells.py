@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from cases import CELLS, OUTPUTS, PROJECTED, VARIANTS, Case, Shape, make, run
+from cases import CELLS, OUTPUTS, PROJECTED, VARIANTS, Case, Shape, make, own_cell, run
 from tolerance import assert_close
 from worlds import KERNELS, needs_library
 
 from unrolled.recurrence import Cell, reference, scan
-from unrolled.recurrence.cell import PLAIN
+from unrolled.recurrence.cell import PLAIN, TENSORS
 
 F32, F64 = torch.float32, torch.float64
 
@@ -48,18 +48,26 @@ def plain_loop(case: Case) -> tuple[torch.Tensor, ...]:
     x, h, c = floats["x"], floats["h0"], floats["c0"]
     p_i, p_f, p_o = floats.get("peephole", torch.zeros(3, c.shape[1], dtype=F64))
     # torch's own hardsigmoid has the slope of a float32's 1/6 in float64 too.
+    gains, shifts = floats.get("norm", torch.zeros(2, 5, 0, dtype=F64))
+
+    def normed(values: torch.Tensor, which: slice | int) -> torch.Tensor:
+        if "norm" not in floats:
+            return values
+        standard = torch.nn.functional.layer_norm(values, values.shape[-1:])
+        return standard * gains[which] + shifts[which]
+
     gate = (lambda v: (v / 6 + 0.5).clamp(0, 1)) if case.cell.hard_gates else torch.sigmoid
     squash = torch.relu if case.cell.relu else torch.tanh
     results: dict[str, list[torch.Tensor]] = {name: [] for name in OUTPUTS}
     for t in range(x.shape[1]):
         pre = torch.einsum("bi,igh->bgh", x[:, t], floats["w_x"]) + torch.einsum("bj,jgh->bgh", h, floats["w_h"])
-        i, f, g, o = (pre + floats["bias"]).unbind(1)
+        i, f, g, o = normed(pre + floats["bias"], slice(0, 4)).unbind(1)
         i, f, g = gate(i + p_i * c), gate(f + p_f * c), squash(g)
         c = f * c + i * g
         if case.cell.clip:
             c = c.clamp(-case.cell.clip, case.cell.clip)
         o = gate(o + p_o * c)
-        h = o * squash(c)
+        h = o * squash(normed(c, 4))
         for name, value in zip(OUTPUTS, (h, c, torch.stack([i, f, g, o], 1)), strict=True):
             results[name].append(value)
     stacked = {name: torch.stack(values, 1) for name, values in results.items()}
@@ -82,7 +90,7 @@ def test_equals_autograd_through_the_plain_equations(backend: str, cell: tuple[s
 def test_each_option_changes_what_comes_out(cell: tuple[str, ...]) -> None:
     case = make(Shape(4, 11, 5, 6, cell=cell))
     with_it = run("reference", case, F64)
-    case.floats.pop("peephole", None)
+    own_cell(case, case.floats)
     without = run("reference", Case(case.name, case.floats, case.cotangents), F64)
     assert not torch.allclose(with_it["h"], without["h"], atol=1e-3)
 
@@ -93,16 +101,27 @@ def test_hand_written_backward_equals_autograd(cell: tuple[str, ...], masks: tup
     case = make(Shape(5, 9, 3, 7, masks, cell=cell))
     pre = torch.randn(9, 5, 4, 7, dtype=F64, generator=torch.Generator().manual_seed(1)).requires_grad_()
     h0, c0 = (case.floats[name].clone().requires_grad_() for name in ("h0", "c0"))
-    own = case.cell._replace(peephole=case.floats.get("peephole"))
+    of_cell = {name: case.floats[name].clone().requires_grad_() for name in TENSORS if name in case.floats}
+    own = case.cell._replace(**of_cell)
     given = (None if case.resets is None else case.resets.t(), case.lengths, None, own)
     h, c, gates = reference.scan(pre, case.floats["w_h"], h0, c0, *given)
     cotangents = [case.cotangents[name].transpose(0, 1) for name in OUTPUTS]
+    # Those of the sums, which come with every second derivative.
+    more = torch.randn(gates[:, :, 4:].shape, dtype=F64, generator=torch.Generator().manual_seed(2))
+    cotangents[2] = torch.cat([cotangents[2], more], 2)
     loss = sum((out * cot).sum() for out, cot in zip((h, c, gates), cotangents, strict=True))
-    expected = torch.autograd.grad(loss, (pre, h0, c0))
+    expected = torch.autograd.grad(loss, (pre, h0, c0, *of_cell.values()))
     weights = (case.floats["w_h"], c.detach(), gates.detach(), c0.detach())
-    for name, ours, theirs in zip(
-        ("pre", "h0", "c0"), reference.scan_backward(*cotangents, *weights, *given), expected, strict=True
-    ):
+    *found, of_norm = (value.detach() for value in reference.scan_backward(*cotangents, *weights, *given))
+    if own.norm is not None:
+        of_all = dict(zip(("norm", "peephole"), of_norm.sum(0).split(10), strict=False))
+        found += [of_all[name].reshape(of_cell[name].shape) for name in of_cell]
+        expected_names = ("pre", "h0", "c0", *of_cell)
+    else:
+        # Without layer normalisation that of the peephole is made of the others.
+        assert of_norm.shape == (5, 0, 7)
+        expected_names = ("pre", "h0", "c0")
+    for name, ours, theirs in zip(expected_names, found, expected, strict=False):
         torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-12, msg=name)
 
 
@@ -114,7 +133,7 @@ def test_gradients_by_finite_differences(backend: str, cell: tuple[str, ...]) ->
 
     def function(*floats: torch.Tensor) -> tuple[torch.Tensor, ...]:
         arguments = dict(zip(names, floats, strict=True))
-        own = case.cell._replace(peephole=arguments.pop("peephole", None))
+        own = own_cell(case, arguments)
         scanned = scan(
             arguments.pop("x"), **arguments, resets=case.resets, lengths=case.lengths, cell=own, backend=backend
         )
@@ -133,7 +152,7 @@ def test_second_order_of_the_native_kernel(cell: tuple[str, ...]) -> None:
     def penalty(backend: str, dtype: torch.dtype) -> list[torch.Tensor]:
         floats = {name: value.to(dtype).requires_grad_() for name, value in case.floats.items()}
         arguments = dict(floats)
-        own = case.cell._replace(peephole=arguments.pop("peephole", None))
+        own = own_cell(case, arguments)
         h = scan(arguments.pop("x"), **arguments, resets=case.resets, cell=own, backend=backend).h
         grads = torch.autograd.grad(
             (h * case.cotangents["h"].to(dtype)).sum(), list(floats.values()), create_graph=True
@@ -151,7 +170,7 @@ def test_nan_is_no_number_for_any_function(backend: str) -> None:
     case = make(Shape(2, 3, 1, 5, cell=CELLS[-1]))
     dtype = F32 if backend == "cpu" else F64
     arguments = {name: value.to(dtype) for name, value in case.floats.items()}
-    own = case.cell._replace(peephole=arguments.pop("peephole"))
+    own = own_cell(case, arguments)
     arguments["x"][0, 1] = float("nan")
     scanned = scan(**arguments, cell=own, backend=backend)
     for value in (scanned.h, scanned.c, scanned.gates):

@@ -305,7 +305,7 @@ def test_what_is_not_finite_goes_where_the_equations_send_it(name: str, where: s
         kernels.forward(*floats[:2], (floats[2], floats[3]), masks, (h, c, gates))
         grads = kernels.backward(tuple(backward[:3]), *backward[3:], masks)
     expected = (*reference.scan(*floats, *masks), *reference.scan_backward(*backward, *masks))
-    for value, true, field in zip((h, c, gates, *grads), expected, (*OUTPUTS, "pre", "h0", "c0"), strict=True):
+    for value, true, field in zip((h, c, gates, *grads), expected, (*OUTPUTS, "pre", "h0", "c0", "norm"), strict=True):
         torch.testing.assert_close(value, true, rtol=1e-5, atol=1e-5, equal_nan=True, msg=field)
 
 

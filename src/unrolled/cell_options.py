@@ -25,6 +25,7 @@ class LayerKeywords(TypedDict, total=False):
     forget_bias: float | None
     recurrent_init: str
     learn_initial_state: bool
+    layer_norm: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,10 @@ class LayerOptions:
       "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", 2014).
     - `learn_initial_state`: parameters `h_init` and `c_init`, zeros at first, are h and c before a sequence's first
       step: where no state is given, and after each reset, which begins a new sequence. Zeros that are given stay zeros.
+    - `layer_norm`: for each gate the sum x_t W_x + h_{t-1} W_h, and c_t on its way to h, are normalised over the units
+      of a row: (a - mean) / sqrt(variance + 1e-5), times a gain `gain_*` [hidden], which starts at 1, plus the shift
+      `b_*` (Ba, Kiros & Hinton, "Layer Normalization", 2016). So there are `gain_c` and `b_c`, too. It is c itself that
+      the next step gets, and peepholes and `cell_clip` see; peepholes join behind the normalisation.
 
     Raises TypeError for values of another type, ValueError for values that are none of these, and for options that
     exclude each other.
@@ -61,6 +66,7 @@ class LayerOptions:
     forget_bias: float | None = None
     recurrent_init: str = "xavier"
     learn_initial_state: bool = False
+    layer_norm: bool = False
 
     def __post_init__(self) -> None:
         for name, value in self.keywords().items():
@@ -94,7 +100,7 @@ class LayerOptions:
 
 DEFAULTS = {each.name: each.default for each in fields(LayerOptions)}
 # What a recurrence has to be told of; of the others it sees the weights alone.
-IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip")
+IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip", "layer_norm")
 # What another library's layer has no place for.
 IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias", "learn_initial_state")
 # What plays a part in training alone: a model that is trained on may have other ones.

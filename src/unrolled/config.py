@@ -119,6 +119,8 @@ class TrainConfig:
     """Where the forget gate's bias starts; 1 if not given."""
     recurrent_init: Literal["xavier", "orthogonal"] | None = None
     """How the matrices between steps are drawn; xavier if not given."""
+    layer_norm: bool | None = None
+    """Layer normalisation of each gate's sum, and of c on its way to h."""
     learn_initial_state: bool | None = None
     """A learned state, instead of zeros, where a text begins."""
     dropout: float = 0.2

@@ -53,6 +53,12 @@ class LSTMLayer(nn.Module):
     p_o: nn.Parameter
     h_init: nn.Parameter
     c_init: nn.Parameter
+    gain_i: nn.Parameter
+    gain_f: nn.Parameter
+    gain_o: nn.Parameter
+    gain_g: nn.Parameter
+    gain_c: nn.Parameter
+    b_c: nn.Parameter
 
     def __init__(
         self,
@@ -86,7 +92,7 @@ class LSTMLayer(nn.Module):
         return self.hidden_dim if self.proj_dim is None else self.proj_dim
 
     def reset_parameters(self) -> None:
-        """Draw every matrix anew, and put biases and peepholes where they start."""
+        """Draw every matrix anew, and put biases, peepholes and gains where they start."""
         for name in self._shapes():
             parameter = getattr(self, name)
             if name.startswith("W_h") and name != "W_hr" and self.options.recurrent_init == "orthogonal":
@@ -94,7 +100,8 @@ class LSTMLayer(nn.Module):
             elif name.startswith("W_"):
                 nn.init.xavier_uniform_(parameter)
             else:
-                nn.init.constant_(parameter, (self.options.forget_bias or 0.0) if name == "b_f" else 0.0)
+                starts_at = 1.0 if name.startswith("gain_") else 0.0
+                nn.init.constant_(parameter, (self.options.forget_bias or 0.0) if name == "b_f" else starts_at)
 
     def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
         """h and c, [batch, width] each, before a sequence's first step: learned ones where there are any, or zeros."""
@@ -177,17 +184,20 @@ class LSTMLayer(nn.Module):
         return h0.to(like.dtype), c0.to(like.dtype)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """W_x [I, 4, H], W_h [H, 4, H] (of a projected h, [P, 4, H]) and b [4, H], those of f too where it is 1 - i."""
+        """W_x [I, 4, H], W_h [H, 4, H] (of a projected h, [P, 4, H]) and b [4, H], those of f too where it is 1 - i.
+
+        With layer normalisation the cell has the biases.
+        """
         w_x, w_h = (torch.stack([self._of_gate(kind, gate) for gate in GATES], -2) for kind in ("W_x", "W_h"))
-        if not self.options.bias:
+        if self.options.layer_norm or not self.options.bias:
             return w_x, w_h, w_h.new_zeros(4, self.hidden_dim)
         return w_x, w_h, torch.stack([self._of_gate("b_", gate) for gate in GATES], -2)
 
     def _of_gate(self, kind: str, gate: str) -> Tensor:
         if gate == "f" and self.options.coupled:
-            # Of both gate functions, that of -x is 1 less that of x.
-            mirrored: Tensor = -getattr(self, f"{kind}i")
-            return mirrored
+            # Of both gate functions, that of -x is 1 less that of x. The gain is of what has been negated.
+            of_i: Tensor = getattr(self, f"{kind}i")
+            return of_i if kind == "gain_" else -of_i
         parameter: Tensor = getattr(self, f"{kind}{gate}")
         return parameter
 
@@ -197,7 +207,14 @@ class LSTMLayer(nn.Module):
         if chosen.peephole:
             peephole = torch.stack([self._of_gate("p_", gate) for gate in ("i", "f", "o")])
         hard, relu = chosen.gate_activation == "hard_sigmoid", chosen.activation == "relu"
-        return Cell(peephole, chosen.cell_clip or 0.0, hard, relu)
+        return Cell(peephole, chosen.cell_clip or 0.0, hard, relu, self._norm() if chosen.layer_norm else None)
+
+    def _norm(self) -> Tensor:
+        """The gains and the shifts of i, f, g, o and c, [2, 5, H]."""
+        gains = torch.stack([*(self._of_gate("gain_", gate) for gate in GATES), self.gain_c])
+        if not self.options.bias:
+            return torch.stack([gains, torch.zeros_like(gains)])
+        return torch.stack([gains, torch.stack([*(self._of_gate("b_", gate) for gate in GATES), self.b_c])])
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's, in the order of registration."""
@@ -210,6 +227,10 @@ class LSTMLayer(nn.Module):
                 shapes[f"b_{gate}"] = (self.hidden_dim,)
         if self.options.peephole:
             shapes |= {f"p_{gate}": (self.hidden_dim,) for gate in gates if gate != "g"}
+        if self.options.layer_norm:
+            shapes |= {f"gain_{each}": (self.hidden_dim,) for each in (*gates, "c")}
+            if self.options.bias:
+                shapes["b_c"] = (self.hidden_dim,)
         if self.proj_dim is not None:
             shapes["W_hr"] = (self.hidden_dim, self.proj_dim)
         if self.options.learn_initial_state:

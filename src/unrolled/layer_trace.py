@@ -18,7 +18,8 @@ class LayerGradients(NamedTuple):
     """The total gradients of a loss in one layer, later steps included, each of the shape of the trace's field.
 
     `h` and `c`: dL/dh_t and dL/dc_t. `i`, `f`, `g`, `o`: with respect to the gates' pre-activations. Of a coupled cell
-    the pre-activation of f is that of i, negated: `i - f` is what goes on to the weights of i.
+    the pre-activation of f is that of i, negated: `i - f` is what goes on to the weights of i. With layer normalisation
+    the pre-activations are the sums before it: what goes on to x, h and the weights.
     """
 
     h: Tensor
@@ -108,8 +109,8 @@ def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradient
             "model.trace(...), outside torch.compile"
         )
     # What the scan gave, of which the fields may be an arrangement, and the state always is.
-    wanted = [(trace._scanned.h, trace._scanned.c, trace._scanned.pre) for trace in layers]
-    if any(pre is None or not (h.requires_grad and c.requires_grad) for h, c, pre in wanted):
+    wanted = [(scanned.h, scanned.c, scanned.gates, scanned.pre) for scanned in (trace._scanned for trace in layers)]
+    if any(pre is None or not (h.requires_grad and c.requires_grad) for h, c, _, pre in wanted):
         raise RuntimeError(
             "this trace was taken without gradients: under torch.no_grad(), or with an input, input weights and biases "
             "none of which requires them; take it outside torch.no_grad(), and with frozen weights write "
@@ -126,16 +127,23 @@ def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradient
             "loss does not depend on this trace; compute it from what the trace holds (its output, state, h, c or "
             "gates): another call of the model, even on the same x, is another computation"
         )
-    return tuple(_totals(trace, *grads[3 * k : 3 * k + 3]) for k, trace in enumerate(layers))
+    return tuple(_totals(trace, *grads[4 * k : 4 * k + 4]) for k, trace in enumerate(layers))
 
 
 @torch.no_grad()
-def _totals(trace: LayerTrace, grad_h: Tensor | None, grad_c: Tensor | None, grad_pre: Tensor | None) -> LayerGradients:
+def _totals(
+    trace: LayerTrace,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    grad_gates: Tensor | None,
+    grad_pre: Tensor | None,
+) -> LayerGradients:
     scanned = trace._scanned
     dh, dc, dpre = recurrence.total_gradients(
         scanned,
         torch.zeros_like(scanned.h) if grad_h is None else grad_h,
         torch.zeros_like(scanned.c) if grad_c is None else grad_c,
+        torch.zeros_like(scanned.gates) if grad_gates is None else grad_gates,
         torch.zeros_like(scanned.gates.transpose(0, 1)) if grad_pre is None else grad_pre,
         trace._w_h,
         trace._resets,

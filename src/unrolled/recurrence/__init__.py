@@ -78,7 +78,9 @@ def scan(
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
-    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None))
+    chosen = choose(
+        backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.norm is not None)
+    )
     x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
     resets = None if resets is None else resets.t()
     if chosen == "reference":
@@ -96,6 +98,8 @@ def scan(
                 return kernel(some, w_h, h, c, None, left, *projection, *cell)
 
             h, c, gates = run_parts(part, pre, h0, c0, resets, lengths, start)
+    if cell.norm is not None:
+        gates = gates[:, :, :4]
     followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
     edge = get_gradient_edge(pre) if followed else None
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), edge)
@@ -119,7 +123,7 @@ def states(
     clean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """h and c of `scan`: without gradients the native kernel then stores nothing else, unless it has to `start`."""
-    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
+    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.norm is not None)
     opened = torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type)
     if opened or choose(backend, call) != "cpu" or not (start is None or resets is None):
         options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}
@@ -160,6 +164,7 @@ def total_gradients(
     scanned: Scanned,
     grad_h: Tensor,
     grad_c: Tensor,
+    grad_gates: Tensor,
     grad_pre: Tensor,
     w_h: Tensor,
     resets: Tensor | None,
@@ -169,12 +174,13 @@ def total_gradients(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dL/dh_t, as h lies, dL/dc_t [B, T, H] and dL/dpre_t [B, T, 4, H], later steps included.
 
-    `grad_h` and `grad_c` are the explicit gradients of `scanned.h` and `scanned.c`; `grad_pre` [T, B, 4, H].
+    `grad_h`, `grad_c` and `grad_gates` are the explicit gradients of what `scanned` has; `grad_pre` [T, B, 4, H].
     """
     with full_precision(w_h):
         dh, dc = reference.total_gradients(
             grad_h.transpose(0, 1),
             grad_c.transpose(0, 1),
+            grad_gates.transpose(0, 1),
             grad_pre,
             w_h,
             scanned.c.transpose(0, 1),

@@ -54,7 +54,7 @@ def backward(
     resets: Tensor | None,
     lengths: Tensor | None,
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     grads = (grad_h, grad_c, grad_gates)
     return kernels.backward(grads, w_h, c, gates, c0, (resets, lengths), cell=Cell(*options))
 

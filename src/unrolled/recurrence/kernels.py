@@ -162,7 +162,7 @@ def backward(
     masks: tuple[Tensor | None, Tensor | None],
     *,
     cell: Cell = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.scan_backward`; `grads` are the cotangents of h, c and gates, whose outer axes may be strided."""
     steps, rows, _, hidden = gates.shape
     w_h, c, gates, c0 = w_h.contiguous(), c.contiguous(), gates.contiguous(), c0.contiguous()
@@ -184,7 +184,7 @@ def backward(
         *(scratch.numel(), cell_struct(cell, hidden)),
     )
     _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
-    return grad_pre, grad_h0, grad_c0
+    return grad_pre, grad_h0, grad_c0, torch.empty(rows, 0, hidden)
 
 
 def product(

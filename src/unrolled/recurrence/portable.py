@@ -2,7 +2,7 @@
 
 Per step it makes one product (with a projection of h two) and eight pointwise calls, all into buffers that were
 allocated once; the backward pass computes everything that does not depend on later steps for a block of steps at once,
-and leaves five calls to a step.
+and leaves five calls to a step. Layer normalisation takes some more of both, and memory of its own.
 The functions compute what `reference.scan` and `reference.scan_backward` define; names and order mirror them.
 """
 
@@ -11,10 +11,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference, seam
-from .cell import Cell
+from .cell import EPSILON, OF_C, OF_GATES, Cell, standardized, through_norm
 
 # Bytes of gates in one block of the backward pass: the block's seven buffers then stay within a 2 MiB cache.
 _BLOCK_BYTES = 512 * 1024
@@ -33,20 +34,23 @@ def forward(
     cell = Cell(*options)
     steps, rows, _, hidden = pre.shape
     h, c = pre.new_empty(steps, rows, w_h.shape[0]), pre.new_empty(steps, rows, hidden)
-    gates = pre.new_empty(steps, rows, 4, hidden)
+    gates = pre.new_empty(steps, rows, cell.planes, hidden)
     weight = _transposed(w_h).t()
     squashed_c = torch.empty_like(c0, memory_format=torch.contiguous_format)
     # Views are made once for all steps: slicing inside the loop costs as much as the arithmetic at small sizes.
     inputs = pre.reshape(steps, rows, 4 * hidden).unbind(0)
-    sums = gates.view(steps, rows, 4 * hidden).unbind(0)
+    # Of a normed cell they lie behind the gates, else where the gates will be.
+    sums = gates[:, :, -4:].view(steps, rows, 4 * hidden).unbind(0)
     i_and_f = gates[:, :, :2].unbind(0)
-    i, f, g, o = (gate.unbind(0) for gate in gates.unbind(2))
+    i, f, g, o = (gate.unbind(0) for gate in gates[:, :, :4].unbind(2))
     reset_at, ended_at = _where(resets), _where(None if lengths is None else reference.ended(lengths, steps))
     h_before, c_before = h0, c0
     for t, (h_t, c_t) in enumerate(zip(h.unbind(0), c.unbind(0), strict=True)):
         if (mask := reset_at.get(t)) is not None:
             h_before, c_before = h_before.masked_fill(mask, 0), c_before.masked_fill(mask, 0)
         torch.addmm(inputs[t], h_before, weight, out=sums[t])
+        if cell.norm is not None:
+            _write_normed(cell, gates[t, :, 4:], OF_GATES, gates[t, :, :4])
         if cell.peephole is not None:
             i_and_f[t].addcmul_(cell.peephole[:2], c_before.unsqueeze(1))
         cell.gate_(i_and_f[t])
@@ -57,7 +61,11 @@ def forward(
         if cell.peephole is not None:
             o[t].addcmul_(cell.peephole[2], c_t)
         cell.gate_(o[t])
-        cell.squash(c_t, squashed_c)
+        if cell.norm is None:
+            cell.squash(c_t, squashed_c)
+        else:
+            _write_normed(cell, c_t, OF_C, squashed_c)
+            cell.squash(squashed_c, squashed_c)
         if w_hr is None:
             torch.mul(o[t], squashed_c, out=h_t)
         else:
@@ -65,9 +73,16 @@ def forward(
         if (mask := ended_at.get(t)) is not None:
             h_t.masked_fill_(mask, 0)
             c_t.masked_fill_(mask, 0)
-            sums[t].masked_fill_(mask, 0)
+            gates[t].masked_fill_(mask.unsqueeze(-1), 0)
         h_before, c_before = h_t, c_t
     return h, c, gates
+
+
+def _write_normed(cell: Cell, x: Tensor, which: slice | int, out: Tensor) -> None:
+    """`cell.normed`, into `out`."""
+    assert cell.norm is not None
+    standard = F.layer_norm(x, x.shape[-1:], eps=EPSILON)
+    torch.addcmul(cell.norm[1, which], standard, cell.norm[0, which], out=out)
 
 
 def backward(
@@ -82,10 +97,10 @@ def backward(
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     cell = Cell(*options)
     steps, rows, hidden = c.shape
-    grad_pre = torch.empty_like(gates, memory_format=torch.contiguous_format)
+    grad_pre = gates.new_empty(steps, rows, 4, hidden)
     weight = _transposed(w_h)
     # Explicitly contiguous: c0 may be an expanded or transposed view, and both are written in place.
     dc = torch.zeros_like(c0, memory_format=torch.contiguous_format)
@@ -98,13 +113,16 @@ def backward(
     f = gates[:, :, 1].unbind(0)
     dc_by_gate = dc.unsqueeze(1)
     reset_at, ended_at = _where(resets), _where(None if lengths is None else reference.ended(lengths, steps))
+    of_norm = dc.new_zeros(rows, cell.planes_of_norm, hidden)
     block = max(1, _BLOCK_BYTES // max(1, rows * hidden * 4 * gates.element_size()))
     for stop in range(steps, 0, -block):
         start = max(0, stop - block)
-        through_squash = _factors(cell, grad_pre, c, gates, c0, resets, start, stop)
+        c_before = _before(c, c0, resets, start, stop)
+        through_squash = _factors(cell, grad_pre[start:stop], c[start:stop], c_before, gates[start:stop, :, :4])
+        norm = None if cell.norm is None else _Norm(cell, c[start:stop], gates[start:stop, :, 4:])
         from_gates = None
         if grad_gates is not None:
-            from_gates = _through_activations(cell, grad_gates[start:stop], gates[start:stop])
+            from_gates = _through_activations(cell, grad_gates[start:stop, :, :4], gates[start:stop, :, :4])
         clipped = cell.clips(c[start:stop]) if cell.clip else None
         for t in range(stop - 1, start - 1, -1):
             if grad_h is not None:
@@ -113,7 +131,10 @@ def backward(
                 dc.add_(grad_c[t])
             if back is not None:
                 torch.mm(dh, back, out=unprojected)
-            dc.addcmul_(unprojected, through_squash[t - start])
+            if norm is None:
+                dc.addcmul_(unprojected, through_squash[t - start])
+            else:
+                dc.add_(norm.through_c(through_squash[t - start].mul_(unprojected), t - start))
             through_h[t].mul_(unprojected)
             if from_gates is not None:
                 through_h[t].add_(from_gates[t - start, :, 3])
@@ -130,31 +151,67 @@ def backward(
             if (mask := ended_at.get(t)) is not None:
                 sums[t].masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
+            if norm is not None:
+                norm.through_gates(grad_pre[t], t - start)
+                if grad_gates is not None:
+                    from_sums = grad_gates[t, :, 4:]
+                    grad_pre[t].add_(from_sums if mask is None else from_sums.masked_fill(mask.unsqueeze(-1), 0))
             torch.mm(sums[t], weight, out=dh)
             if (mask := reset_at.get(t)) is not None:
                 dh.masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
-    return grad_pre, dh, dc
+        if norm is not None:
+            ended = None if lengths is None else reference.ended(lengths, steps)[start:stop]
+            of_norm += norm.gradient(through_squash, c[start:stop], c_before, ended)
+    return grad_pre, dh, dc, of_norm
 
 
-def _factors(
-    cell: Cell,
-    grad_pre: Tensor,
-    c: Tensor,
-    gates: Tensor,
-    c0: Tensor,
-    resets: Tensor | None,
-    start: int,
-    stop: int,
-) -> Tensor:
-    """Fill `grad_pre[start:stop]` with d pre / d c_t (i, f, g) and d pre / d h_t (o); return d c_t / d h_t."""
-    i, f, g, o = gates[start:stop].unbind(2)
-    di, df, dg, do = grad_pre[start:stop].unbind(2)
-    squashed_c = torch.empty_like(c[start:stop])
-    cell.squash(c[start:stop], squashed_c)
-    c_before = c[start - 1 : stop - 1] if start else torch.cat([c0.unsqueeze(0), c[: stop - 1]])
-    if resets is not None:
-        c_before = c_before.masked_fill(resets[start:stop].unsqueeze(-1), 0)
+class _Norm:
+    """Layer normalisation in a block of steps of the backward pass."""
+
+    def __init__(self, cell: Cell, c: Tensor, sums: Tensor) -> None:
+        assert cell.norm is not None
+        self._cell, self._gain = cell, cell.norm[0]
+        self._c, self._c_factor = standardized(c)
+        self._sums, self._factor = standardized(sums)
+        self._behind = torch.empty_like(sums, memory_format=torch.contiguous_format)
+
+    def through_c(self, grad: Tensor, t: int) -> Tensor:
+        """The gradient of c from that of the normed c."""
+        return through_norm(grad * self._gain[OF_C], self._c[t], self._c_factor[t])
+
+    def through_gates(self, grad: Tensor, t: int) -> None:
+        """From the gradient of the normed sums [B, 4, H] to that of the sums, in place; the former is kept."""
+        behind = self._behind[t].copy_(grad)
+        grad.copy_(through_norm(behind * self._gain[OF_GATES], self._sums[t], self._factor[t]))
+
+    def gradient(self, seen: Tensor, c: Tensor, c_before: Tensor, ended: Tensor | None) -> Tensor:
+        """Of each row, as `reference.scan_backward` has it; `seen` is the gradient of the normed c."""
+        if ended is not None:
+            ended = ended.unsqueeze(-1)
+            seen, c_before = seen.masked_fill(ended, 0), c_before.masked_fill(ended, 0)
+        behind = self._behind
+        parts = [behind * self._sums, (seen * self._c).unsqueeze(2), behind, seen.unsqueeze(2)]
+        if self._cell.peephole is not None:
+            parts += [behind[:, :, :2] * c_before.unsqueeze(2), (behind[:, :, 3] * c).unsqueeze(2)]
+        return torch.cat([part.sum(0) for part in parts], 1)
+
+
+def _before(c: Tensor, c0: Tensor, resets: Tensor | None, start: int, stop: int) -> Tensor:
+    """What the steps of a block started from."""
+    before = c[start - 1 : stop - 1] if start else torch.cat([c0.unsqueeze(0), c[: stop - 1]])
+    return before if resets is None else before.masked_fill(resets[start:stop].unsqueeze(-1), 0)
+
+
+def _factors(cell: Cell, grad_pre: Tensor, c: Tensor, c_before: Tensor, gates: Tensor) -> Tensor:
+    """Fill `grad_pre` with d pre / d c_t (i, f, g) and d pre / d h_t (o); return d c_t / d h_t.
+
+    With layer normalisation `pre` is behind it, and the last one is that of the normed c.
+    """
+    i, f, g, o = gates.unbind(2)
+    di, df, dg, do = grad_pre.unbind(2)
+    squashed_c = torch.empty_like(c)
+    cell.squash(cell.normed(c, OF_C), squashed_c)
     _through_gate(cell, g, i, di)
     _through_gate(cell, c_before, f, df)
     _through_squash(cell, i, g, dg)

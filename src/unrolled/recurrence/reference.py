@@ -23,12 +23,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .cell import PLAIN, Cell
+from .cell import OF_C, OF_GATES, PLAIN, Cell, standardized, through_norm
 
 
 def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN) -> tuple[Tensor, Tensor, Tensor]:
-    """One step of the cell: `pre` [..., 4, H] and c_{t-1} [..., H] to h_t, c_t and the activated gates [..., 4, H]."""
-    i, f, g, o = pre.unbind(-2)
+    """One step of the cell: `pre` [..., 4, H] and c_{t-1} [..., H] to h_t, c_t and the activated gates [..., 4, H].
+
+    A cell with layer normalisation takes the sums without a bias, and they are kept behind the gates, [..., 8, H].
+    """
+    i, f, g, o = cell.normed(pre, OF_GATES).unbind(-2)
     if cell.peephole is not None:
         p_i, p_f, p_o = cell.peephole.unbind(-2)
         i, f = i + p_i * c, f + p_f * c
@@ -37,8 +40,9 @@ def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN) -> tuple[Tensor, Tensor, Te
     if cell.peephole is not None:
         o = o + p_o * c
     o = cell.gate(o)
-    h = o * cell.squashed(c)
-    return h, c, torch.stack([i, f, g, o], -2)
+    h = o * cell.squashed(cell.normed(c, OF_C))
+    gates = torch.stack([i, f, g, o], -2)
+    return h, c, gates if cell.norm is None else torch.cat([gates, pre], -2)
 
 
 def scan(
@@ -52,7 +56,7 @@ def scan(
     cell: Cell = PLAIN,
     start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H].
+    """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H], of a normed cell [T, B, 8, H] (see `step`).
 
     `inputs` yields x_t W_x + b, [B, 4, H], once for each step; `w_h` [H, 4, H]; `h0`, `c0` [B, H]; `resets` bool
     [T, B]: the row starts from zeros, or from `start`, h and c [H] each, before that step; `lengths` int64 [B]: from
@@ -87,7 +91,7 @@ def scan(
         # Empty, but hanging on the graph: a loss over no steps still has a backward pass.
         nothing = (h0 @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1])).unsqueeze(0)[:0]
         no_h = nothing[:, :, 0] if w_hr is None else nothing[:, :, 0] @ w_hr
-        return no_h + h0, nothing[:, :, 1] + c0, nothing
+        return no_h + h0, nothing[:, :, 1] + c0, nothing.repeat(1, 1, cell.planes // 4, 1)
     return torch.stack(hs), torch.stack(cs), torch.stack(gates)
 
 
@@ -103,29 +107,33 @@ def scan_backward(
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0 and of c0.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0, of c0 and of the norm.
 
     `grad_h`, `grad_c` and `grad_gates` are the cotangents of what `scan` returned (None is zeros). The gradients of the
     weights are products of these results with x and h, taken once for all steps.
+
+    Of a cell with layer normalisation the pre-activations are the sums before it, and the last result is, for each row,
+    [B, 10, H], the gradient of the gains and shifts, and with a peephole [B, 13, H] also its gradient; else [B, 0, H].
     """
     grad_h = _zeros_like_h(c, w_h) if grad_h is None else grad_h
     grad_c = torch.zeros_like(c) if grad_c is None else grad_c
     grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
     dh, dc = _zeros_like_h(c0, w_h), torch.zeros_like(c0)
-    dpres = []
+    dpres, of_norm = [], c0.new_zeros(c0.shape[0], cell.planes_of_norm, c0.shape[1])
     for t in reversed(range(c.shape[0])):
-        i, f, g, o = gates[t].unbind(-2)
-        di, df, dg, do = grad_gates[t].unbind(-2)
+        i, f, g, o = gates[t, :, :4].unbind(-2)
+        di, df, dg, do = grad_gates[t, :, :4].unbind(-2)
         c_before = c[t - 1] if t else c0
         if resets is not None:
             c_before = _zero(c_before, resets[t])
-        squashed_c = cell.squashed(c[t])
+        squashed_c = cell.squashed(cell.normed(c[t], OF_C))
 
         dh = dh + grad_h[t]
         through = dh if w_hr is None else dh @ w_hr.mT
         dpre_o = (do + through * squashed_c) * cell.gate_slope(o)
-        dc = dc + grad_c[t] + through * o * cell.squashed_slope(squashed_c)
+        dseen = through * o * cell.squashed_slope(squashed_c)
+        dc = dc + grad_c[t] + _through_norm_of_c(dseen, c[t], cell)
         if cell.peephole is not None:
             dc = dc + dpre_o * cell.peephole[2]
         if cell.clip:
@@ -140,18 +148,32 @@ def scan_backward(
         if lengths is not None:
             ended = lengths <= t
             dpre, dc = _zero(dpre, ended), _zero(dc, ended)
+            dseen, c_before = _zero(dseen, ended), _zero(c_before, ended)
+        if cell.norm is not None:
+            sums, factor = standardized(gates[t, :, 4:])
+            seen, _ = standardized(c[t])
+            looks = () if cell.peephole is None else (dpre[:, :2] * c_before.unsqueeze(1), (dpre[:, 3] * c[t])[:, None])
+            of_norm = of_norm + torch.cat([dpre * sums, (dseen * seen)[:, None], dpre, dseen[:, None], *looks], 1)
+            from_sums = grad_gates[t, :, 4:] if lengths is None else _zero(grad_gates[t, :, 4:], ended)
+            dpre = through_norm(dpre * cell.norm[0, OF_GATES], sums, factor) + from_sums
         dh = dpre.flatten(-2) @ w_h.flatten(1).mT
         if resets is not None:
             dh, dc = _zero(dh, resets[t]), _zero(dc, resets[t])
         dpres.append(dpre)
     if not dpres:
-        return torch.zeros_like(gates), dh, dc
-    return torch.stack(dpres[::-1]), dh, dc
+        return torch.zeros_like(gates[:, :, :4]), dh, dc, of_norm
+    return torch.stack(dpres[::-1]), dh, dc, of_norm
+
+
+def _through_norm_of_c(dseen: Tensor, c: Tensor, cell: Cell) -> Tensor:
+    """The gradient of c from that of what h sees of it."""
+    return dseen if cell.norm is None else through_norm(dseen * cell.norm[0, OF_C], *standardized(c))
 
 
 def total_gradients(
     grad_h: Tensor,
     grad_c: Tensor,
+    grad_gates: Tensor,
     grad_pre: Tensor,
     w_h: Tensor,
     c: Tensor,
@@ -163,25 +185,31 @@ def total_gradients(
 ) -> tuple[Tensor, Tensor]:
     """dL/dh_t and dL/dc_t through every path, [T, B, H] each; with `w_hr`, dL/dh_t is [T, B, P].
 
-    `grad_h` and `grad_c` are the explicit parts (the uses of h and c outside the recurrence), `grad_pre` [T, B, 4, H]
-    the total gradient of the pre-activations, which `scan_backward` returns.
+    `grad_h`, `grad_c` and `grad_gates` are the explicit parts (the uses of h, c and the gates outside the recurrence),
+    `grad_pre` [T, B, 4, H] the total gradient of the pre-activations, which `scan_backward` returns.
     """
     steps = c.shape[0]
     dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
     if lengths is not None:
         grad_c = _zero(grad_c, ended(lengths, steps))
-    squashed_c = cell.squashed(c)
-    through_h = (dh if w_hr is None else dh @ w_hr.mT) * gates[:, :, 3] * cell.squashed_slope(squashed_c)
+    i, f, g, o = gates.unbind(2)
+    di, df, _, do = grad_gates.unbind(2)
+    squashed_c = cell.squashed(cell.normed(c, OF_C))
+    through = dh if w_hr is None else dh @ w_hr.mT
+    into_c = grad_c + _through_norm_of_c(through * o * cell.squashed_slope(squashed_c), c, cell)
     if cell.peephole is not None:
-        through_h = through_h + grad_pre[:, :, 3] * cell.peephole[2]
+        into_c = into_c + (do + through * squashed_c) * cell.gate_slope(o) * cell.peephole[2]
     dcs: list[Tensor] = []
-    carried = torch.zeros_like(through_h[:1].sum(0))
+    carried = torch.zeros_like(into_c[:1].sum(0))
     for t in reversed(range(steps)):
-        dc = carried + grad_c[t] + through_h[t]
+        dc = carried + into_c[t]
         dcs.append(dc)
-        carried = (dc.masked_fill(cell.clips(c[t]), 0) if cell.clip else dc) * gates[t, :, 1]
-        if cell.peephole is not None:
-            carried = carried + (grad_pre[t, :, :2] * cell.peephole[:2]).sum(-2)
+        dc = dc.masked_fill(cell.clips(c[t]), 0) if cell.clip else dc
+        carried = dc * f[t]
+        if cell.peephole is not None and t:
+            dpre_i = (di[t] + dc * g[t]) * cell.gate_slope(i[t])
+            dpre_f = (df[t] + dc * c[t - 1]) * cell.gate_slope(f[t])
+            carried = carried + dpre_i * cell.peephole[0] + dpre_f * cell.peephole[1]
         if resets is not None:
             carried = _zero(carried, resets[t])
     return dh, torch.stack(dcs[::-1]) if dcs else torch.zeros_like(c)

@@ -24,10 +24,11 @@ from torch import Tensor
 
 from . import reference
 from .calls import Function, below_autograd
-from .cell import PLAIN, Cell
+from .cell import OF_C, PLAIN, TENSORS, Cell
 from .precision import full_precision
 
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
+ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
 WeightGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
@@ -38,10 +39,9 @@ _BACKWARD_INPUTS = (
 )
 # Where the batch axis of each argument and result lies; None marks the weights, which have none.
 _ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
-_BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0)
-# A cell's fields: behind all other arguments. Only the first of them is a tensor.
-CELL = "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False"
-_NUMBERS = len(PLAIN) - 1
+_BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0, 0)
+# A cell's fields: behind all other arguments.
+CELL = "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False, Tensor? norm=None"
 # Where the masks, which have no derivative, lie among the backward pass's arguments.
 _BACKWARD_MASKS = (7, 8)
 
@@ -62,7 +62,7 @@ def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None) -> Tensor:
 def operator(
     name: str,
     forward: Scan,
-    backward: Scan,
+    backward: ScanBackward,
     weight_gradient: WeightGradient = weight_gradient,
     *,
     projects: bool = False,
@@ -77,9 +77,10 @@ def operator(
     more = f", Tensor? w_hr=None, {CELL}" if projects else f", {CELL}"
     defaults = (None, *PLAIN) if projects else tuple(PLAIN)
     rows_in, backward_rows_in = ((*rows, *(None,) * len(defaults)) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
-    scan_op = _register(name, _INPUTS + more, forward, _like_scan, rows_in, _ROWS_OUT)
+    like, like_backward = partial(_like_scan, len(rows_in)), partial(_like_backward, len(backward_rows_in))
+    scan_op = _register(name, _INPUTS + more, forward, like, rows_in, _ROWS_OUT)
     backward_op = _register(
-        f"{name}_backward", _BACKWARD_INPUTS + more, backward, _like_backward, backward_rows_in, _BACKWARD_ROWS_OUT
+        f"{name}_backward", _BACKWARD_INPUTS + more, backward, like_backward, backward_rows_in, _BACKWARD_ROWS_OUT
     )
     _register_derivatives(name, backward_op, weight_gradient)
 
@@ -149,7 +150,7 @@ def _register(
     rows_in: Sequence[int | None],
     rows_out: Sequence[int],
 ) -> Callable[..., Any]:
-    _LIBRARY.define(f"{name}({inputs}) -> (Tensor, Tensor, Tensor)")
+    _LIBRARY.define(f"{name}({inputs}) -> ({', '.join(['Tensor'] * len(rows_out))})")
     _LIBRARY.impl(name, kernel, "CompositeExplicitAutograd")
     torch.library.register_fake(f"unrolled::{name}", fake, lib=_LIBRARY)
     registered: Callable[..., Any] = getattr(torch.ops.unrolled, name).default
@@ -161,13 +162,14 @@ def _register(
     return registered
 
 
-def _like_scan(pre: Tensor, w_h: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _like_scan(total: int, pre: Tensor, w_h: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = pre.shape
-    new = pre.new_empty
-    return new(steps, rows, w_h.shape[0]), new(steps, rows, hidden), new(steps, rows, 4, hidden)
+    new, cell = pre.new_empty, Cell(*others[total - 2 - len(PLAIN) :])
+    return new(steps, rows, w_h.shape[0]), new(steps, rows, hidden), new(steps, rows, cell.planes, hidden)
 
 
 def _like_backward(
+    total: int,
     grad_h: Tensor | None,
     grad_c: Tensor | None,
     grad_gates: Tensor | None,
@@ -175,34 +177,54 @@ def _like_backward(
     c: Tensor,
     gates: Tensor,
     c0: Tensor,
-    *others: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    return gates.new_empty(gates.shape), c0.new_empty(c0.shape[0], w_h.shape[0]), c0.new_empty(c0.shape)
+    *others: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    steps, rows, _, hidden = gates.shape
+    new, cell = c0.new_empty, Cell(*others[total - 7 - len(PLAIN) :])
+    grad_pre, grad_h0, grad_c0 = gates.new_empty(steps, rows, 4, hidden), new(rows, w_h.shape[0]), new(rows, hidden)
+    return grad_pre, grad_h0, grad_c0, new(rows, cell.planes_of_norm, hidden)
 
 
-def _save(ctx: Any, inputs: Sequence[Tensor | None], output: Sequence[Tensor]) -> None:
+def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
     # Cotangents stay None where the loss does not use that output: a loss on h alone allocates nothing for c and gates.
     ctx.set_materialize_grads(False)
-    _, *kept = inputs[:-_NUMBERS]
+    _, *kept = _without_numbers(ctx, inputs)
     ctx.save_for_backward(*kept, *output)
-    ctx.numbers = tuple(inputs[-_NUMBERS:])
 
 
 def _save_for_second_order(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:-_NUMBERS])
-    ctx.numbers = tuple(inputs[-_NUMBERS:])
+    ctx.save_for_backward(*_without_numbers(ctx, inputs))
+
+
+def _without_numbers(ctx: Any, inputs: Sequence[Any]) -> list[Tensor | None]:
+    """The tensors among an operator's inputs, the cell's last; the cell without them stays with `ctx`."""
+    cell = Cell(*inputs[-len(PLAIN) :])
+    none: dict[str, Any] = dict.fromkeys(TENSORS)
+    ctx.cell = cell._replace(**none)
+    return [*inputs[: -len(PLAIN)], *(getattr(cell, name) for name in TENSORS)]
+
+
+def _with_tensors(ctx: Any, tensors: Sequence[Tensor | None]) -> Cell:
+    cell: Cell = ctx.cell._replace(**dict(zip(TENSORS, tensors, strict=True)))
+    return cell
+
+
+def _of_fields(of_tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
+    """The gradients of a cell's fields, from those of its tensors."""
+    by_name = dict(zip(TENSORS, of_tensors, strict=True))
+    return tuple(by_name.get(name) for name in Cell._fields)
 
 
 def _first_order(
     backward: Callable[..., Any], weight_gradient: WeightGradient, ctx: Any, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments (None for the masks) from the cotangents of h, c and gates."""
+    w_h, h0, c0, resets, lengths, *others, h, c, gates = _saved(ctx)
     # `projection`: w_hr, or nothing where the operator does not know it.
-    w_h, h0, c0, resets, lengths, *projection, peephole, h, c, gates = _saved(ctx)
+    projection, cell = others[: -len(TENSORS)], _with_tensors(ctx, others[-len(TENSORS) :])
     if all(grad is None for grad in grads):
         return (None,) * (6 + len(projection) + len(PLAIN))
-    cell = Cell(peephole, *ctx.numbers)
-    grad_pre, grad_h0, grad_c0 = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
+    grad_pre, grad_h0, grad_c0, of_norm = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
     grad_w_h = None
     with full_precision(w_h):
         if ctx.needs_input_grad[1]:
@@ -211,9 +233,14 @@ def _first_order(
         if projection and projection[0] is not None:
             grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
             dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
-            grad_projection = [_grad_of_projection(weight_gradient, cell.squashed(c), gates, dh)]
-        grad_peephole = None if peephole is None else _grad_of_peephole(c0, c, grad_pre, resets, lengths)
-    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, grad_peephole, *(None,) * _NUMBERS
+            grad_projection = [_grad_of_projection(weight_gradient, cell, c, gates, dh)]
+        if cell.norm is None:
+            no_peephole = cell.peephole is None
+            of_cell = [None if no_peephole else _grad_of_peephole(c0, c, grad_pre, resets, lengths), None]
+        else:
+            of_all = of_norm.sum(0)
+            of_cell = [None if cell.peephole is None else of_all[10:], of_all[:10].reshape(cell.norm.shape)]
+    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, *_of_fields(of_cell)
 
 
 def _grad_recurrent_weights(
@@ -252,9 +279,9 @@ def _grad_of_peephole(c0: Tensor, c: Tensor, grad_pre: Tensor, resets: Tensor | 
     return torch.cat([of_i_and_f, (grad_pre[:, :, 3] * c).sum((0, 1)).unsqueeze(0)])
 
 
-def _grad_of_projection(weight_gradient: WeightGradient, squashed_c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
+def _grad_of_projection(weight_gradient: WeightGradient, cell: Cell, c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
     """The sum over all steps of (o * squashed(c_t))^T dL/dh_t, [H, P]."""
-    projected = gates[:, :, 3] * squashed_c
+    projected = gates[:, :, 3] * cell.squashed(cell.normed(c, OF_C))
     return weight_gradient(projected.reshape(-1, projected.shape[-1]), dh.reshape(-1, dh.shape[-1]), None)
 
 
@@ -273,19 +300,20 @@ def _second_order(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...
     saved: Sequence[Tensor | None] = ctx.saved_tensors
     given = [k for k, value in enumerate(saved) if value is not None and k not in _BACKWARD_MASKS]
 
-    def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         arguments: list[Any] = list(saved)
         for k, value in zip(given, values, strict=True):
             arguments[k] = value
-        *others, peephole = arguments
+        others, tensors = arguments[: -len(TENSORS)], arguments[-len(TENSORS) :]
         w_hr = others.pop() if len(others) > len(_BACKWARD_ROWS_IN) else None
-        backward: Scan = reference.scan_backward
-        return backward(*others, w_hr=w_hr, cell=Cell(peephole, *ctx.numbers))
+        backward: ScanBackward = reference.scan_backward
+        return backward(*others, w_hr=w_hr, cell=_with_tensors(ctx, tensors))
 
     with full_precision(grads[0]):
         products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))
     by_position = dict(zip(given, products, strict=True))
-    return (*[by_position.get(k) for k in range(len(saved))], *(None,) * _NUMBERS)
+    found = [by_position.get(k) for k in range(len(saved))]
+    return *found[: -len(TENSORS)], *_of_fields(found[-len(TENSORS) :])
 
 
 def map_rows(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cell import PLAIN, Cell
+from .cell import OF_C, OF_GATES, PLAIN, Cell
 
 
 class LayerWeights(NamedTuple):
@@ -44,9 +44,9 @@ class PlainStep:
         self._pre = torch.empty(rows, 4 * hidden)
         self._squashed_c = torch.empty(rows, hidden)
         self._cells = weights.cells or (PLAIN,) * layers
-        gates = self._pre.view(rows, 4, hidden)
-        self._i, self._f, self._g, self._o = gates.unbind(1)
-        self._input_and_forget = gates[:, :2]
+        self._gates = self._pre.view(rows, 4, hidden)
+        self._i, self._f, self._g, self._o = self._gates.unbind(1)
+        self._input_and_forget = self._gates[:, :2]
         self._layers = [(w_x.flatten(1), w_h.flatten(1), bias.flatten()) for w_x, w_h, bias in weights.layers]
         self._projection = None if weights.projection is None else (weights.projection[0].t(), weights.projection[1])
         self._table: Tensor | None = None
@@ -100,6 +100,8 @@ class PlainStep:
                 torch.addmm(bias, self._below(k), w_x, out=self._pre)
             h, c, cell = self.h[k], self.c[k], self._cells[k]
             self._pre.addmm_(h, w_h)
+            if cell.norm is not None:
+                self._gates.copy_(cell.normed(self._gates, OF_GATES))
             if cell.peephole is not None:
                 self._input_and_forget.addcmul_(cell.peephole[:2], c.unsqueeze(1))
             cell.gate_(self._input_and_forget)
@@ -110,7 +112,7 @@ class PlainStep:
             if cell.peephole is not None:
                 self._o.addcmul_(cell.peephole[2], c)
             cell.gate_(self._o)
-            cell.squash(c, self._squashed_c)
+            cell.squash(cell.normed(c, OF_C), self._squashed_c)
             torch.mul(self._o, self._squashed_c, out=h)
         top = self._below(len(self._layers))
         if self._projection is None:
