@@ -16,7 +16,7 @@ endif
 help:
 	@echo 'make train      train a small model on text that Python brings along, about two minutes'
 	@echo '                ARGS="FILE --steps 500": your own text; any flag of "unrolled train"'
-	@echo 'make test       the tests                        ARGS="-k resets": some of them'
+	@echo 'make test       the tests                        ARGS="-k resets": some of them, "-n 0": in one process'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make check      lint, format, types, layering, the code blocks of the docs'
 	@echo 'make bench      the benchmarks                   ARGS="import_time": one of them'
@@ -28,8 +28,9 @@ help:
 train: $(ready)
 	@.venv/bin/unrolled train $(ARGS)
 
+# A process for each core, since most tests have one thread; each then takes files from those that have many left.
 test: $(ready)
-	$(python) -m pytest $(ARGS)
+	$(python) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
 test-slow: $(peers)
 	$(python) -m pytest -m slow $(ARGS)

@@ -1,8 +1,9 @@
 """torch.compile against eager calls: a training step and an inference of whole stacks, static and dynamic sizes.
 
-A compiled call must give eager's outputs and gradients before it is timed. No slower than eager is what is promised.
+A compiled call must give eager's outputs and gradients before it is timed. No slower than eager is what is promised:
+a row misses it where the median of the turns' ratios is below 0.97, and the whole of its interval below 1.
 
-    python benchmarks/compiled.py [--seconds 8] [--write PAGE]
+    python benchmarks/compiled.py [--seconds 20] [--write PAGE]
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import sys
 from collections.abc import Callable, Mapping
 
 import torch
-from measure import Times, alternate
+from measure import Times, alternate, speed
 from page import add_write, provenance, table, write_section
 from stacks import Shape, demand_equal, gradients, open_stack
 from torch import Tensor
@@ -21,8 +22,8 @@ from unrolled import MultiLayerLSTM
 
 SHAPES = (Shape(16, 128, 64, 64, 1), Shape(32, 96, 16, 64, 2), Shape(32, 64, 65, 256, 2), Shape(32, 128, 512, 512, 2))
 EAGER, STATIC, DYNAMIC = "eager", "compiled, static", "compiled, dynamic"
-# Of eager's time: what two medians of the same program differ by here.
-NOISE = 1.03
+# What noise may take from a ratio of 1.
+FLOOR = 0.97
 
 Call = Callable[..., tuple[Tensor, object]]
 
@@ -90,20 +91,20 @@ def row(shape: Shape, seconds: float) -> tuple[list[list[str]], bool]:
 
 
 def cells(times: Mapping[str, Times]) -> list[str]:
-    eager = times[EAGER].median
     return [
-        f"{eager:.2f} ms",
-        *(f"{times[k].median:.2f} ms, {eager / times[k].median:.2f}x" for k in (STATIC, DYNAMIC)),
+        f"{times[EAGER].median:.2f} ms",
+        *(f"{times[name].median:.2f} ms, {speed(times[EAGER], times[name])}" for name in (STATIC, DYNAMIC)),
     ]
 
 
 def met(times: Mapping[str, Times]) -> bool:
-    return all(times[name].median <= NOISE * times[EAGER].median for name in (STATIC, DYNAMIC))
+    ratios = [speed(times[EAGER], times[name]) for name in (STATIC, DYNAMIC)]
+    return all(ratio.median >= FLOOR or ratio.high >= 1 for ratio in ratios)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=8.0, help="for each shape, at least")
+    parser.add_argument("--seconds", type=float, default=20.0, help="for each shape, at least")
     add_write(parser)
     arguments = parser.parse_args()
     print(*provenance(), flush=True)
@@ -111,7 +112,7 @@ def main() -> None:
     for shape in SHAPES:
         made, good = row(shape, arguments.seconds)
         rows, holds = [*rows, *made], holds and good
-    verdict = f"No slower than eager (within {NOISE - 1:.0%}): {'holds' if holds else 'MISSED'}."
+    verdict = f"No slower than eager: {'holds' if holds else 'MISSED'}."
     lines = [*table(("batch x steps x input x hidden x layers", EAGER, STATIC, DYNAMIC), rows), "", verdict]
     print(*lines, sep="\n")
     if arguments.write:

@@ -33,30 +33,34 @@ def below(keys: Tensor, step: int, units: int, which: int, p: float) -> Tensor:
     return number < round(p * 2**16)
 
 
+def _multiplier(keys: Tensor, step: int, units: int, p: float) -> Tensor:
+    return (~below(keys, step, units, 0, p)).double() / (1 - p)
+
+
+def _weight(layer: LSTMLayer, seed: Tensor, gate: str) -> Tensor:
+    """W_h of a gate, dropped out."""
+    w: Tensor = getattr(layer, f"W_h{gate}")
+    p, hidden = layer.options.weight_drop, layer.hidden_dim
+    if not (layer.training and p):
+        return w
+    key = threefry.row_keys(seed, torch.tensor([WEIGHTS]))
+    rows = torch.stack([_multiplier(key, k, 4 * hidden, p)[0] for k in range(w.shape[0])])
+    return w * rows.unflatten(1, (4, hidden))[:, "ifgo".index(gate)].to(w.dtype)
+
+
 def run(
-    layer: LSTMLayer, seed: Tensor, x: Tensor, h: Tensor, c: Tensor, resets: Any = None, lengths: Any = None
+    layer: LSTMLayer, seed: Tensor, x: Tensor, h: Tensor, c: Tensor, *, resets: Any = None, lengths: Any = None
 ) -> Loop:
     """`layer` in its mode; x [batch, time, input] floats; gradients flow to whatever requires them."""
     p, options, training = dict(layer.named_parameters()), layer.options, layer.training
     keys = threefry.row_keys(seed, torch.arange(len(x)))
     of_h, of_c = options.zoneouts
 
-    def multiplier(keys: Tensor, step: int, units: int, probability: float) -> Tensor:
-        return (~below(keys, step, units, 0, probability)).to(x.dtype) / (1 - probability)
-
-    def weight(gate: str) -> Tensor:
-        w = p[f"W_h{gate}"]
-        if not (training and options.weight_drop):
-            return w
-        key, hidden = threefry.row_keys(seed, torch.tensor([WEIGHTS])), w.shape[1]
-        rows = [multiplier(key, k, 4 * hidden, options.weight_drop)[0] for k in range(w.shape[0])]
-        return w * torch.stack(rows).unflatten(1, (4, hidden))[:, "ifgo".index(gate)]
-
-    w_h = {gate: weight(gate) for gate in "ifgo" if f"W_h{gate}" in p}
+    w_h = {gate: _weight(layer, seed, gate) for gate in "ifgo" if f"W_h{gate}" in p}
     x_mask = h_mask = torch.ones((), dtype=x.dtype)
     if training and options.variational_dropout:
-        x_mask = multiplier(keys, OF_X, x.shape[2], options.variational_dropout)
-        h_mask = multiplier(keys, OF_H, h.shape[1], options.variational_dropout)
+        x_mask = _multiplier(keys, OF_X, x.shape[2], options.variational_dropout).to(x.dtype)
+        h_mask = _multiplier(keys, OF_H, h.shape[1], options.variational_dropout).to(x.dtype)
 
     def pre(gate: str, x_t: Tensor, h: Tensor) -> Tensor:
         return (x_t * x_mask) @ p[f"W_x{gate}"] + (h * h_mask) @ w_h[gate] + p.get(f"b_{gate}", 0)

@@ -170,9 +170,9 @@ def test_a_manifest_without_a_needed_file(saved: Path) -> None:
     ("fields", "message"),
     [
         ({"version": 9}, "is of format version 9"),
-        ({"hidden": 6}, r"lstm\.layers\.1\.b_f is \[5\], expected \[6\]"),
-        ({"hidden": 10**15}, r"expected \[1000000000000000\]"),
-        ({"layers": 3}, r"has no tensor lstm\.layers\.2\.b_f"),
+        ({"hidden": 6}, r"lstm\.layers\.1\.W_xo is \[5, 5\], expected \[6, 6\]"),
+        ({"hidden": 10**15}, r"expected \[1000000000000000, 1000000000000000\]"),
+        ({"layers": 3}, r"has no tensor lstm\.layers\.2\.W_xo"),
         ({"layers": 1}, r"has a tensor lstm\.layers\.1"),
         ({"embedding": 4}, r"embedding\.weight is \[6, 3\], expected \[6, 4\]"),
         ({"embedding": 0}, r"lstm\.layers\.0\.W_xf is \[3, 5\], expected \[6, 5\]"),

@@ -117,6 +117,7 @@ def call_with(**fields: object) -> Callable[[Native], None]:
         for name, value in fields.items():
             setattr(step.call, name, value)
 
+    change.__name__ = "_".join(fields)
     return change
 
 
@@ -175,7 +176,7 @@ OTHER = "packed weights are of other sizes, of another kind or for another instr
         (no_threads, "threads must be at least 1"),
         pytest.param(other_set, OTHER, marks=pytest.mark.skipif(len(SETS) < 2, reason="one instruction set")),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", value),
 )
 def test_a_step_that_cannot_be_is_refused_in_words(change: Callable[[Native], None], message: str) -> None:
     sizes, x = Sizes(2, 3, 5, 20, 6), torch.randn(3, 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +10,18 @@ import torch
 from torch import nn
 
 from .bpe import DEFAULT_VOCABULARY
+from .cell_options import IN_TRAINING
 from .checkpoint import Run, latest, load
 from .config import FIELDS, TOKENS, ConfigError, TrainConfig
 from .corpus import Corpus, Progress, read_corpus
 from .evaluate import part
-from .model import LanguageModel, ModelConfig
+from .model import OPTIONS, LanguageModel, ModelConfig
 from .ranks import ElsewhereError, RankError, Ranks
 from .tokens import Tokenizer, load_tokenizer
 
 # Beside the runs' directories: one encoded text serves all of them.
 ENCODED = "encoded"
-_SIZES = ("layers", "hidden", "embedding", "tie_weights")
+_SIZES = ("layers", "hidden", "embedding", "tie_weights", *OPTIONS)
 
 
 def begin(config: TrainConfig, progress: Progress | None = None) -> tuple[TrainConfig, Corpus, LanguageModel | None]:
@@ -110,7 +110,7 @@ def fresh(config: TrainConfig, vocabulary: int) -> LanguageModel:
     """A new model whose numbers follow from the seed alone, drawn on the CPU for every device."""
     given = {name: getattr(config, name) for name in _SIZES if getattr(config, name) is not None}
     if config.tie_weights:
-        given.setdefault("embedding", given.get("hidden", ModelConfig.hidden))
+        given.setdefault("embedding", given.get("proj_dim", given.get("hidden", ModelConfig.hidden)))
     sizes = ModelConfig(vocabulary, **given, dropout=config.dropout, embedding_dropout=config.embedding_dropout)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
@@ -119,8 +119,11 @@ def fresh(config: TrainConfig, vocabulary: int) -> LanguageModel:
 
 def settled(config: TrainConfig, model: nn.Module, device: torch.device) -> TrainConfig:
     """`config` with what the model at hand decides."""
-    sizes = asdict(model.config) if isinstance(model, LanguageModel) else {}
-    sizes.pop("vocabulary", None)
+    sizes: dict[str, Any] = {}
+    if isinstance(model, LanguageModel):
+        # An option as in the plain LSTM is one that is not given: a run stays the one that it was as options come.
+        sizes = dict.fromkeys(OPTIONS) | model.config.as_dict()
+        del sizes["vocabulary"]
     sizes["dtype"] = str(next(model.parameters()).dtype).removeprefix("torch.")
     return dataclasses.replace(config, device=str(device), **sizes)
 
@@ -130,7 +133,7 @@ def _source(config: TrainConfig, directory: str) -> Run:
     if config.tokenizer is not None:
         raise ConfigError("init_from and tokenizer both say what the tokens are; leave --tokenizer out")
     run = load(latest(config.directory) or directory)
-    for name in _SIZES:
+    for name in sorted({*_SIZES} - {*IN_TRAINING}, key=_SIZES.index):
         given, own = getattr(config, name), getattr(run.config, name)
         if given not in (None, own):
             raise ConfigError(
@@ -152,11 +155,8 @@ def _tokenizer(config: TrainConfig) -> Tokenizer | None:
 
 def _model(config: TrainConfig, source: Run) -> LanguageModel:
     """The earlier model's weights, in the number format and with the dropout that the configuration asks for."""
-    sizes = dataclasses.replace(
-        source.config,
-        dropout=config.dropout,
-        embedding_dropout=config.embedding_dropout,
-    )
+    other: dict[str, Any] = {name: getattr(config, name) for name in ("dropout", "embedding_dropout", *IN_TRAINING)}
+    sizes = dataclasses.replace(source.config, **{name: v for name, v in other.items() if v is not None})
     model = LanguageModel(sizes, dtype=getattr(torch, config.dtype))
     model.load_state_dict(source.model.state_dict())
     return model

@@ -78,9 +78,10 @@ def _float32(parts: Parts, x: Tensor, states: list[State]) -> tuple[Tensor, list
     if parts.embedding is not None:
         x = parts.embedding(x)
     after: list[State] = []
-    for layer, before in zip(parts.layers, states, strict=True):
-        x, c = layer(x, *before)
-        after.append((x[:, -1], c[:, -1]))
+    for k, (layer, before) in enumerate(zip(parts.layers, states, strict=True)):
+        h, c = layer(x, *before)
+        after.append((h[:, -1], c[:, -1]))
+        x = h + x if parts.residual and k else h
     return x if parts.projection is None else parts.projection(x), after
 
 

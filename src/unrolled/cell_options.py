@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
-from typing import TypedDict
+from typing import Any, TypedDict
 
 _CHOICES = {
     "gate_activation": ("sigmoid", "hard_sigmoid"),
@@ -22,8 +22,9 @@ class LayerKeywords(TypedDict, total=False):
     activation: str
     cell_clip: float | None
     bias: bool
-    forget_bias: float
+    forget_bias: float | None
     recurrent_init: str
+    learn_initial_state: bool
     layer_norm: bool
     zoneout: float | tuple[float, float]
     recurrent_dropout: float
@@ -31,7 +32,7 @@ class LayerKeywords(TypedDict, total=False):
     weight_drop: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerOptions:
     """How a layer differs from the plain LSTM, which is what these defaults say.
 
@@ -45,10 +46,12 @@ class LayerOptions:
       Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic Modeling", 2014, clip so). Where
       it reached a bound no gradient passes.
     - `bias` False: no `b_*`.
-    - `forget_bias`: where `b_f` starts (Gers, Schmidhuber & Cummins, "Learning to Forget", 2000; Jozefowicz, Zaremba &
-      Sutskever, "An Empirical Exploration of Recurrent Network Architectures", 2015).
+    - `forget_bias`: where `b_f` starts, 0 if None (Gers, Schmidhuber & Cummins, "Learning to Forget", 2000; Jozefowicz,
+      Zaremba & Sutskever, "An Empirical Exploration of Recurrent Network Architectures", 2015).
     - `recurrent_init`: of each `W_h*`: "xavier" (Glorot & Bengio 2010) or "orthogonal" (Saxe, McClelland & Ganguli,
       "Exact solutions to the nonlinear dynamics of learning in deep linear neural networks", 2014).
+    - `learn_initial_state`: parameters `h_init` and `c_init`, zeros at first, are h and c before a sequence's first
+      step: where no state is given, and after each reset, which begins a new sequence. Zeros that are given stay zeros.
     - `layer_norm`: for each gate the sum x_t W_x + h_{t-1} W_h, and c_t on its way to h, are normalised over the units
       of a row: (a - mean) / sqrt(variance + 1e-5), times a gain `gain_*` [hidden], which starts at 1, plus the shift
       `b_*` (Ba, Kiros & Hinton, "Layer Normalization", 2016). So there are `gain_c` and `b_c`, too. It is c itself that
@@ -68,7 +71,8 @@ class LayerOptions:
     - `weight_drop`: every weight in `W_h*` is 0 with probability p, else multiplied by 1 / (1 - p), for a whole call
       (Merity, Keskar & Socher, "Regularizing and Optimizing LSTM Language Models", 2018).
 
-    Raises ValueError for values that are none, and for options that exclude each other.
+    Raises TypeError for values of another type, ValueError for values that are none of these, and for options that
+    exclude each other.
     """
 
     peephole: bool = False
@@ -77,8 +81,9 @@ class LayerOptions:
     activation: str = "tanh"
     cell_clip: float | None = None
     bias: bool = True
-    forget_bias: float = 0.0
+    forget_bias: float | None = None
     recurrent_init: str = "xavier"
+    learn_initial_state: bool = False
     layer_norm: bool = False
     zoneout: float | tuple[float, float] = 0.0
     recurrent_dropout: float = 0.0
@@ -86,6 +91,13 @@ class LayerOptions:
     weight_drop: float = 0.0
 
     def __post_init__(self) -> None:
+        for name, value in self.keywords().items():
+            if isinstance(DEFAULTS[name], bool) and not isinstance(value, bool):
+                raise TypeError(f"{name} must be true or false, got {value!r}")
+        for name in ("cell_clip", "forget_bias"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+                raise TypeError(f"{name} must be a number, got {value!r}")
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(f"{name}={getattr(self, name)!r} is not one of {', '.join(map(repr, choices))}")
@@ -111,14 +123,25 @@ class LayerOptions:
 
     def _check_probabilities(self) -> None:
         if not isinstance(self.zoneout, int | float):
+            if not isinstance(self.zoneout, tuple | list):
+                raise TypeError(f"zoneout must be a number or a pair of numbers, got {self.zoneout!r}")
             # JSON has no tuples.
             object.__setattr__(self, "zoneout", tuple(self.zoneout))
             if len(self.zoneouts) != 2:
                 raise ValueError(f"zoneout={self.zoneout} must be one number, of h and c alike, or a pair (of h, of c)")
-        given = {"zoneout": self.zoneouts, **{name: (getattr(self, name),) for name in DROPOUTS}}
+        given: dict[str, tuple[Any, ...]] = {
+            "zoneout": self.zoneouts,
+            **{name: (getattr(self, name),) for name in IN_TRAINING},
+        }
         for name, probabilities in given.items():
+            if any(isinstance(p, bool) or not isinstance(p, int | float) for p in probabilities):
+                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}")
             if not all(0 <= p < 1 for p in probabilities):
                 raise ValueError(f"{name}={getattr(self, name)} must be a probability from 0 to below 1")
+
+    def keywords(self) -> dict[str, Any]:
+        """What a layer's constructor takes, also of a class with further fields."""
+        return {each.name: getattr(self, each.name) for each in fields(LayerOptions)}
 
     def changed(self, among: tuple[str, ...] | None = None) -> str:
         """Those that are not the default, as they would be written, of all or `among` some; "" where there are none."""
@@ -126,9 +149,10 @@ class LayerOptions:
         return ", ".join(f"{name}={getattr(self, name)!r}" for name in names if among is None or name in among)
 
 
-# What training alone does.
-DROPOUTS = ("recurrent_dropout", "variational_dropout", "weight_drop")
+DEFAULTS = {each.name: each.default for each in fields(LayerOptions)}
+# What plays a part in training alone: a model that is trained on may have other ones.
+IN_TRAINING = ("recurrent_dropout", "variational_dropout", "weight_drop")
 # What a recurrence in evaluation has to be told of; of the others it sees the weights alone.
 IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip", "layer_norm", "zoneout")
 # What another library's layer has no place for.
-IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias", *DROPOUTS)
+IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias", "learn_initial_state", *IN_TRAINING)

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -317,7 +317,7 @@ def _contents(path: Path, *keep: str) -> dict[str, bytes]:
 
 def _described(model: nn.Module) -> dict[str, Any]:
     if isinstance(model, LanguageModel):
-        return asdict(model.config)
+        return model.config.as_dict()
     return {OWN_CLASS: f"{type(model).__module__}.{type(model).__qualname__}"}
 
 
@@ -361,7 +361,7 @@ def _model(path: Path, config: ModelConfig, weights: dict[str, Tensor]) -> Langu
         raise CheckpointError(f"{path / WEIGHTS} holds {found}; the weights of a model are of one floating dtype")
     # Before anything is built: sizes that no file backs must not even be tried.
     probes = {
-        f"lstm.layers.{config.layers - 1}.b_f": torch.Size([config.hidden]),
+        f"lstm.layers.{config.layers - 1}.W_xo": torch.Size([_width_below(config), config.hidden]),
         "lstm.proj.bias": torch.Size([config.vocabulary]),
     }
     if config.embedding and not config.tie_weights:
@@ -372,3 +372,8 @@ def _model(path: Path, config: ModelConfig, weights: dict[str, Tensor]) -> Langu
     check_shapes(path / WEIGHTS, expected, weights)
     model.load_state_dict(weights, assign=True)
     return model.eval()
+
+
+def _width_below(config: ModelConfig) -> int:
+    """What the top layer reads."""
+    return config.h_dim if config.layers > 1 else config.embedding or config.vocabulary

@@ -18,6 +18,7 @@ from cyclopts.config import Dict
 from rich.text import Text
 
 from . import generate_command
+from .cell_options import DEFAULTS
 from .config import ConfigError, TrainConfig
 from .corpus import DEFAULT_SPLIT
 from .disk import DiskWarning
@@ -31,6 +32,7 @@ BROKEN_PIPE = 141
 _GROUPS = {
     "Text": "tokens vocabulary tokenizer document_separator val split",
     "Model": "layers hidden embedding tie_weights dropout embedding_dropout init_from",
+    "Cell": " ".join(("proj_dim", "residual", *DEFAULTS)),
     "Length": "steps epochs minutes patience",
     "Steps": "lanes window accumulate optimizer lr warmup clip weight_decay ema state",
     "Scores and saves": "out eval_every save_every keep tensorboard resume quiet",
@@ -81,13 +83,14 @@ def _grouped(flags: type[TrainConfig]) -> type[TrainConfig]:
 @dataclass(frozen=True)
 @_grouped
 class Flags(TrainConfig):
-    """TrainConfig's fields as flags, of which these three look different at a prompt."""
+    """TrainConfig's fields as flags, of which these four look different at a prompt."""
 
     files: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     split: Annotated[
         tuple[float, ...],
         Parameter(converter=_shares, n_tokens=1, metavar="SHARES", show_default=lambda _: "0.9,0.05,0.05"),
     ] = DEFAULT_SPLIT
+    bias: Annotated[bool | None, Parameter(negative="--no-bias")] = None
     quiet: Annotated[bool, Parameter(help="Print only the result, and what went wrong.")] = False
 
 

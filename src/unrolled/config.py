@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from .cell_options import DEFAULTS, LayerOptions
 from .corpus import DEFAULT_SPLIT
 from .manifest import replace_file
 
@@ -34,6 +35,7 @@ _INTEGERS = {
     "layers": 1,
     "hidden": 1,
     "embedding": 0,
+    "proj_dim": 1,
     "lanes": 1,
     "window": 1,
     "steps": 1,
@@ -97,6 +99,30 @@ class TrainConfig:
     """Width of a learned embedding of the tokens, 64 if not given; 0 feeds one-hot rows, which learn more slowly."""
     tie_weights: bool | None = None
     """One matrix for embedding and projection, as wide as a layer; not if not given."""
+    proj_dim: int | None = None
+    """Width to which h is projected in every step; not projected if not given."""
+    residual: bool | None = None
+    """Add what a layer reads to what it gives, from the second layer on."""
+    peephole: bool | None = None
+    """Gates that see the cell state."""
+    coupled: bool | None = None
+    """A forget gate that is 1 less the input gate."""
+    gate_activation: Literal["sigmoid", "hard_sigmoid"] | None = None
+    """Function of the gates i, f and o; sigmoid if not given."""
+    activation: Literal["tanh", "relu"] | None = None
+    """Function of g, and of c on its way to h; tanh if not given."""
+    cell_clip: float | None = None
+    """Bounds of c, above and below zero; none if not given."""
+    bias: bool | None = None
+    """Biases of the gates; there are some if not given."""
+    forget_bias: float | None = None
+    """Where the forget gate's bias starts; 1 if not given."""
+    recurrent_init: Literal["xavier", "orthogonal"] | None = None
+    """How the matrices between steps are drawn; xavier if not given."""
+    layer_norm: bool | None = None
+    """Layer normalisation of each gate's sum, and of c on its way to h."""
+    learn_initial_state: bool | None = None
+    """A learned state, instead of zeros, where a text begins."""
     dropout: float = 0.2
     """Share of h dropped between layers and before the projection."""
     embedding_dropout: float = 0.0
@@ -177,9 +203,13 @@ class TrainConfig:
             if getattr(self, name) not in choices and not (getattr(self, name) is None and _optional(name)):
                 raise ConfigError(f"{name} must be one of {', '.join(choices)}, got {getattr(self, name)!r}")
         _text("device", self.device)
-        for name in ("tensorboard", "resume", "quiet", "tie_weights"):
+        for name in ("tensorboard", "resume", "quiet", "tie_weights", "residual"):
             if not isinstance(getattr(self, name), bool) and not (getattr(self, name) is None and _optional(name)):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        try:
+            LayerOptions(**{name: value for name, value in self._cell().items() if value is not None})
+        except (TypeError, ValueError) as error:
+            raise ConfigError(str(error)) from None
         if self.accumulate > self.lanes:
             raise ConfigError(f"accumulate={self.accumulate} must be at most lanes={self.lanes}: a lot has a lane")
         if self.steps is not None and self.epochs is not None:
@@ -254,6 +284,9 @@ class TrainConfig:
             raise ConfigError(f"{path}: {error}") from None
         except (ValueError, RecursionError) as error:  # not TOML, not UTF-8, or too deep or too long a number for it
             raise ConfigError(f"{path} is not TOML: {error}") from None
+
+    def _cell(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in DEFAULTS}
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)

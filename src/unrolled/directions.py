@@ -18,9 +18,9 @@ RunLayer = Callable[..., tuple[Tensor, Tensor] | LayerTrace]
 
 
 class Passed(NamedTuple):
-    """The top layer's h, [B, T, directions * width], the state after each direction's last step, and all traces."""
+    """What the top layer hands up, [B, T, directions * width], each direction's last state, and all traces."""
 
-    h: Tensor
+    output: Tensor
     state: LSTMState
     traces: tuple[LayerTrace, ...]
 
@@ -33,18 +33,20 @@ def run_layers(
     *,
     resets: Tensor | None,
     lengths: Tensor | None,
+    residual: bool = False,
 ) -> Passed:
     """Run `layers`, bottom first: each is its forward direction, alone or with its backward one behind it.
 
     `state` and what is returned are in the order layer 0 forward, layer 0 backward, layer 1 forward, and so on. The
-    backward direction begins at each row's end, and starts afresh wherever the forward one does. `between` is what h
-    goes through from one layer to the next.
+    backward direction begins at each row's end, and starts afresh wherever the forward one does. `between` is what goes
+    through from one layer to the next. `residual`: from the second layer on, what came up to a layer, before `between`,
+    is added to its h.
     """
     starts = list(zip(state[0].unbind(0), state[1].unbind(0), strict=True))
     lasts: list[tuple[Tensor, Tensor]] = []
     traces: list[LayerTrace] = []
     for k, directions in enumerate(layers):
-        x = between(x) if k else x
+        below, x = x, between(x) if k else x
         outputs = []
         for run, backward in zip(directions, (False, True), strict=False):
             h0, c0 = starts[len(lasts)]
@@ -60,5 +62,6 @@ def run_layers(
                 lasts.append((recurrence.last_step(h, h0, lengths), recurrence.last_step(c, c0, lengths)))
                 outputs.append(turned(h, lengths) if backward else h)
         x = torch.cat(outputs, -1) if len(outputs) > 1 else outputs[0]
+        x = x + below if residual and k else x
     last_h, last_c = zip(*lasts, strict=True)
     return Passed(x, LSTMState(torch.stack(last_h), torch.stack(last_c)), tuple(traces))

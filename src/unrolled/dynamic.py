@@ -18,6 +18,7 @@ from .evaluate import Score, check, device_of, numbers, part, score, windows
 from .lanes import Window
 from .loss import token_nats
 from .model import LanguageModel
+from .state import LSTMState
 from .tokens import Tokenizer
 
 # The statistics of the gradient are those of so many segments, in stretches spread evenly over the training text.
@@ -166,15 +167,18 @@ class _Reader:
         self.restart()
 
     def restart(self) -> None:
-        """From zeros."""
-        self._state = self._model.zero_state(1)
+        """From where a text begins."""
+        self._state: LSTMState | None = None
 
     def read(self, window: Window) -> tuple[NDArray[np.float64], tuple[Tensor, ...]]:
         """Nats of the window's scored tokens and the gradient of their mean; no gradient where there are none."""
         with torch.enable_grad():
             logits, state = self._model(window.inputs, self._state, resets=window.resets)
             nats = token_nats(logits, window.targets, window.scored)
-            gradients = torch.autograd.grad(nats.mean(), self.weights) if nats.numel() else ()
+            # Zeros for a learned initial state, which windows in the middle of a text do not reach.
+            gradients: tuple[Tensor, ...] = ()
+            if nats.numel():
+                gradients = torch.autograd.grad(nats.mean(), self.weights, materialize_grads=True)
         self._state = state.detach()
         return numbers(nats), gradients
 

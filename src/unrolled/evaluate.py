@@ -16,6 +16,7 @@ from .lanes import Window
 from .loss import bits_per_byte, perplexity, token_nats
 from .model import LanguageModel, evaluating
 from .ngram import NGram
+from .state import LSTMState
 from .tokens import Tokenizer
 
 BLOCK = 256
@@ -203,7 +204,8 @@ def windows(split: Split, length: int, device: torch.device) -> Iterator[Window]
 
 
 def _carried(model: LanguageModel, split: Split, chunk: int) -> _Costs:
-    state, begin = model.zero_state(1), 0
+    state: LSTMState | None = None
+    begin = 0
     for window in windows(split, max(1, min(chunk, _LOGITS // model.config.vocabulary)), device_of(model)):
         with torch.inference_mode(), evaluating(model):
             logits, state = model(window.inputs, state, resets=window.resets)

@@ -78,7 +78,7 @@ def loss(run: Run, file: Path, ids: IntArray) -> Calibration:
 
     parts = take_apart(copy.deepcopy(run.model).float())
     session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-    state = [part.numpy() for part in run.model.zero_state(1).to(torch.float32)]
+    state = [part.numpy() for part in run.model.initial_state(1).detach().to(torch.float32)]
 
     def read(some: Tensor) -> Tensor:
         logits, *state[:] = session.run(None, {"x": some.numpy(), "h": state[0], "c": state[1]})

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .interop import check_has_place
+from .interop import check_has_place, check_not_residual
 from .layer import GATES, LSTMLayer
 from .stack import MultiLayerLSTM
 
@@ -100,9 +100,11 @@ def arrays_of(layer: LSTMLayer) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any
 def layers_of(model: MultiLayerLSTM | LSTMLayer, call: str) -> list[tuple[LSTMLayer, ...]]:
     """As `directions_of`. `call`, such as "to_keras", is for the sentences.
 
-    Raises TypeError for another module, ValueError for a projection inside the recurrence.
+    Raises TypeError for another module, ValueError for a residual stack and a projection inside the recurrence.
     """
     if isinstance(model, MultiLayerLSTM | LSTMLayer):
+        if isinstance(model, MultiLayerLSTM):
+            check_not_residual(model, "a list of layers of Keras or Flax")
         layers: list[tuple[LSTMLayer, ...]] = [(model,)] if isinstance(model, LSTMLayer) else directions_of(model)
         if layers[0][0].proj_dim is not None:
             raise ValueError(

@@ -80,6 +80,7 @@ def to_torch(model: MultiLayerLSTM | LSTMLayer | LSTM) -> nn.LSTM:
     if isinstance(model, LSTM):
         return _as_torch(model)
     if isinstance(model, MultiLayerLSTM):
+        check_not_residual(model, "an nn.LSTM")
         layers, both = list(_named(model)), model.bidirectional
         # torch warns about a rate that would do nothing.
         dropout = model.dropout.p if model.num_layers > 1 else 0.0
@@ -104,6 +105,12 @@ def check_has_place(layer: LSTMLayer, noun: str) -> None:
     """ValueError where the layer is other than `noun` can be."""
     if changed := layer.options.changed(IN_THE_LAYER):
         raise ValueError(f"the layer has {changed}, which {noun} has no place for: build the model without")
+
+
+def check_not_residual(model: MultiLayerLSTM, noun: str) -> None:
+    """ValueError where layers are added to what they read."""
+    if model.residual:
+        raise ValueError(f"the stack has residual=True, which {noun} has no place for: convert its layers one by one")
 
 
 def _named(model: MultiLayerLSTM) -> Iterator[tuple[str, LSTMLayer]]:

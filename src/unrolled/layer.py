@@ -51,6 +51,8 @@ class LSTMLayer(nn.Module):
     p_i: nn.Parameter
     p_f: nn.Parameter
     p_o: nn.Parameter
+    h_init: nn.Parameter
+    c_init: nn.Parameter
     gain_i: nn.Parameter
     gain_f: nn.Parameter
     gain_o: nn.Parameter
@@ -98,8 +100,16 @@ class LSTMLayer(nn.Module):
             elif name.startswith("W_"):
                 nn.init.xavier_uniform_(parameter)
             else:
-                starts_at = {"b_f": self.options.forget_bias}
-                nn.init.constant_(parameter, 1.0 if name.startswith("gain_") else starts_at.get(name, 0.0))
+                starts_at = 1.0 if name.startswith("gain_") else 0.0
+                nn.init.constant_(parameter, (self.options.forget_bias or 0.0) if name == "b_f" else starts_at)
+
+    def initial_state(self, batch: int) -> tuple[Tensor, Tensor]:
+        """h and c, [batch, width] each, before a sequence's first step: learned ones where there are any, or zeros."""
+        if self.options.learn_initial_state:
+            return self.h_init.expand(batch, -1), self.c_init.expand(batch, -1)
+        like = self.W_xo
+        h, c = (torch.zeros(batch, n, device=like.device, dtype=like.dtype) for n in (self.h_dim, self.hidden_dim))
+        return h, c
 
     def forward(
         self,
@@ -113,10 +123,11 @@ class LSTMLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """h and c of every step, [batch, time, hidden] each; a projected h is [batch, time, proj].
 
-        `x`: floats [batch, time, input] or ids [batch, time]; `h0`, `c0`: one step of h and c, zeros if None; `resets`
-        bool [batch, time]: that row starts from zeros before that step; `lengths` [batch]: the row's valid steps, after
-        which h and c are 0; `seed` int64 []: what the masks of a layer in training follow from, by row, step and unit;
-        None: one from torch's generator. Raises TypeError, ValueError or IndexError for arguments that do not fit.
+        `x`: floats [batch, time, input] or ids [batch, time]; `h0`, `c0`: one step of h and c, `initial_state` if None;
+        `resets` bool [batch, time]: that row starts from `initial_state` before that step; `lengths` [batch]: the row's
+        valid steps, after which h and c are 0; `seed` int64 []: what the masks of a layer in training follow from, by
+        row, step and unit, one from torch's generator if None. Raises TypeError, ValueError or IndexError for arguments
+        that do not fit.
         """
         seed = self._seed(seed)
         if self.recompute and torch.is_grad_enabled():
@@ -183,19 +194,26 @@ class LSTMLayer(nn.Module):
     def _drawn(self, x: Tensor, seed: Tensor | None) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
         """The weights of a call, and by name what else its recurrence is told; without a seed as in evaluation."""
         w_x, w_h, bias = self._weights()
-        cell, chosen, x_mask = self._cell(), self.options, None
-        if seed is not None:
-            if chosen.weight_drop:
-                mask = recurrence.weight_mask(seed, w_h.shape, chosen.weight_drop, w_h.dtype)
-                # Of a coupled cell, f has the weights of i.
-                w_h = w_h * (mask[:, [0, 0, 2, 3]] if chosen.coupled else mask)
-            keys = recurrence.row_keys(seed, x.shape[0])
-            if p := chosen.variational_dropout:
-                x_mask = recurrence.sequence_mask(keys, "x", self.input_dim, p, w_h.dtype)
-                cell = cell._replace(h_mask=recurrence.sequence_mask(keys, "h", self.h_dim, p, w_h.dtype))
-            cell = cell._replace(keys=keys, recurrent_dropout=chosen.recurrent_dropout)
-        options: dict[str, Any] = {"cell": cell, "backend": self.backend, "strict": self.strict}
-        return (w_x, w_h, bias), {**options, "w_hr": self._w_hr(), "x_mask": x_mask}
+        options, chosen = self._scan_options(), self.options
+        if seed is None:
+            return (w_x, w_h, bias), options
+        if chosen.weight_drop:
+            mask = recurrence.weight_mask(seed, w_h.shape, chosen.weight_drop, w_h.dtype)
+            # Of a coupled cell, f has the weights of i.
+            w_h = w_h * (mask[:, [0, 0, 2, 3]] if chosen.coupled else mask)
+        keys = recurrence.row_keys(seed, x.shape[0])
+        masks = {"keys": keys, "recurrent_dropout": float(chosen.recurrent_dropout)}
+        if p := chosen.variational_dropout:
+            options["x_mask"] = recurrence.sequence_mask(keys, "x", self.input_dim, p, w_h.dtype)
+            masks["h_mask"] = recurrence.sequence_mask(keys, "h", self.h_dim, p, w_h.dtype)
+        options["cell"] = options["cell"]._replace(**masks)
+        return (w_x, w_h, bias), options
+
+    def _scan_options(self) -> dict[str, Any]:
+        """What `recurrence.scan` is told beside a call's tensors and weights, in evaluation."""
+        start = (self.h_init, self.c_init) if self.options.learn_initial_state else None
+        w_hr = None if self.proj_dim is None else self.W_hr
+        return {"w_hr": w_hr, "cell": self._cell(), "start": start, "backend": self.backend, "strict": self.strict}
 
     def _initial(
         self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
@@ -207,8 +225,7 @@ class LSTMLayer(nn.Module):
         check_same_rows(x, rows, of_stack=False)
         check_masks(x, resets, lengths)
         if h0 is None or c0 is None:
-            h0 = torch.zeros(x.shape[0], self.h_dim, device=like.device, dtype=like.dtype)
-            c0 = torch.zeros(x.shape[0], self.hidden_dim, device=like.device, dtype=like.dtype)
+            h0, c0 = self.initial_state(x.shape[0])
         return h0.to(like.dtype), c0.to(like.dtype)
 
     def _weights(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,7 +281,6 @@ class LSTMLayer(nn.Module):
                 shapes["b_c"] = (self.hidden_dim,)
         if self.proj_dim is not None:
             shapes["W_hr"] = (self.hidden_dim, self.proj_dim)
+        if self.options.learn_initial_state:
+            shapes |= {"h_init": (self.h_dim,), "c_init": (self.hidden_dim,)}
         return shapes
-
-    def _w_hr(self) -> Tensor | None:
-        return None if self.proj_dim is None else self.W_hr

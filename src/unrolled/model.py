@@ -4,25 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .cell_options import DEFAULTS, LayerOptions
 from .stack import MultiLayerLSTM, Trace
 from .state import LSTMState
 
+# The fields of a configuration that make a model's layers other than the plain LSTM's.
+OPTIONS = ("proj_dim", "residual", *DEFAULTS)
 _EMBEDDED_IDS = (torch.int32, torch.int64, torch.uint8)
 
 
 @dataclass(frozen=True)
-class ModelConfig:
-    """A language model's sizes. `embedding` 0 means none: ids go into the first layer as one-hot rows.
+class ModelConfig(LayerOptions):
+    """A language model's sizes, and by the names of `LayerOptions` what is otherwise in its layers.
+
+    `embedding` 0 means none: ids go into the first layer as one-hot rows. `forget_bias` None is 1 here, where there is
+    a `b_f`. `proj_dim` and `residual` are those of `MultiLayerLSTM`.
 
     `tie_weights`: embedding and projection are one matrix (Press and Wolf 2017; Inan et al. 2017), so `embedding` is
-    `hidden`.
+    as wide as h: `hidden`, or `proj_dim`.
     """
 
     vocabulary: int
@@ -32,10 +38,28 @@ class ModelConfig:
     dropout: float = 0.0
     embedding_dropout: float = 0.0
     tie_weights: bool = False
+    proj_dim: int | None = None
+    residual: bool = False
+
+    @property
+    def h_dim(self) -> int:
+        """The width of h."""
+        return self.hidden if self.proj_dim is None else self.proj_dim
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values by field; of the layers' options those alone that are not the plain LSTM's."""
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in OPTIONS or value != getattr(ModelConfig, name)
+        }
 
     def __post_init__(self) -> None:
-        for name, least in (("vocabulary", 1), ("hidden", 1), ("layers", 1), ("embedding", 0)):
+        super().__post_init__()
+        for name, least in (("vocabulary", 1), ("hidden", 1), ("layers", 1), ("embedding", 0), ("proj_dim", 1)):
             value = getattr(self, name)
+            if value is None and name == "proj_dim":
+                continue
             if not isinstance(value, int) or isinstance(value, bool):
                 raise TypeError(f"{name} must be an integer, got {value!r}")
             if value < least:
@@ -50,21 +74,23 @@ class ModelConfig:
                 )
         if self.embedding_dropout and not self.embedding:
             raise ValueError(f"embedding_dropout={self.embedding_dropout} needs an embedding, and embedding is 0")
-        if not isinstance(self.tie_weights, bool):
-            raise TypeError(f"tie_weights must be true or false, got {self.tie_weights!r}")
-        if self.tie_weights and self.embedding != self.hidden:
+        for name in ("tie_weights", "residual"):
+            if not isinstance(getattr(self, name), bool):
+                raise TypeError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if self.tie_weights and self.embedding != self.h_dim:
+            width = "hidden" if self.proj_dim is None else "proj_dim"
             raise ValueError(
                 f"tie_weights makes embedding and projection one matrix, as wide as h: embedding={self.embedding} must "
-                f"be hidden={self.hidden}"
+                f"be {width}={self.h_dim}"
             )
 
 
 class LanguageModel(nn.Module):
     """A stack between an optional embedding and logits over the vocabulary.
 
-    Forget biases start at 1, so that an untrained cell remembers (Gers et al. 2000; Jozefowicz et al. 2015); the bare
-    `LSTMLayer` starts them at 0. `dropout` is the stack's, between layers and before the projection;
-    `embedding_dropout` lies behind the embedding.
+    Forget biases start at 1 unless the configuration says otherwise, so that an untrained cell remembers (Gers et al.
+    2000; Jozefowicz et al. 2015); the bare `LSTMLayer` starts them at 0. `dropout` is the stack's, between layers and
+    before the projection; `embedding_dropout` lies behind the embedding.
 
     Of tied weights `embedding.weight` is `lstm.proj.weight`, drawn as a projection is; `state_dict` has it once, by the
     latter name, and after `load_state_dict`, `assign=True` included, it is one again.
@@ -86,10 +112,12 @@ class LanguageModel(nn.Module):
             config.layers,
             config.dropout,
             output_dim=config.vocabulary,
+            proj_dim=config.proj_dim,
+            residual=config.residual,
             device=device,
             dtype=dtype,
+            **_options(config),
         )
-        self._open_forget_gates()
         if config.tie_weights:
             self._tie()
             self.register_state_dict_post_hook(_leave_out_the_copy)  # type: ignore[no-untyped-call]
@@ -97,15 +125,18 @@ class LanguageModel(nn.Module):
             self.register_load_state_dict_post_hook(_tie_again)  # type: ignore[no-untyped-call]
 
     def reset_parameters(self) -> None:
-        """Draw every parameter anew, in the constructor's order, forget biases at 1."""
+        """Draw every parameter anew, in the constructor's order."""
         if self.embedding is not None:
             self.embedding.reset_parameters()
         self.lstm.reset_parameters()
-        self._open_forget_gates()
 
     def zero_state(self, batch: int) -> LSTMState:
         """Zeros [layers, batch, hidden] on the weights' device and in their dtype."""
         return self.lstm.zero_state(batch)
+
+    def initial_state(self, batch: int) -> LSTMState:
+        """The state before a text's first token: zeros, or the learned one."""
+        return self.lstm.initial_state(batch)
 
     def forward(
         self,
@@ -136,10 +167,6 @@ class LanguageModel(nn.Module):
 
     def extra_repr(self) -> str:
         return f"vocabulary={self.config.vocabulary}"
-
-    def _open_forget_gates(self) -> None:
-        for layer in self.lstm.layers:
-            nn.init.ones_(layer.b_f)  # type: ignore[arg-type]
 
     def _tie(self) -> None:
         assert self.embedding is not None, "a tied model has an embedding"
@@ -176,6 +203,14 @@ class LanguageModel(nn.Module):
                 f"{self.config.vocabulary} tokens; encode with the tokenizer that it was trained with"
             ) from None
         return rows
+
+
+def _options(config: ModelConfig) -> dict[str, Any]:
+    """The layers' keywords, forget gates open where nothing else is said."""
+    options = config.keywords()
+    if config.forget_bias is None and config.bias and not config.coupled:
+        options["forget_bias"] = 1.0
+    return options
 
 
 _COPY, _ORIGINAL = "embedding.weight", "lstm.proj.weight"

@@ -44,7 +44,8 @@ def model_of(parts: Parts, version: str, *, every_step: bool) -> onnx.ModelProto
             output, *after = (_scanned if scans else _layer)(graph, one, sequence, befores[0][n], befores[1][n])
             outputs.append(output)
             afters.append(tuple(after))
-        sequence = outputs[0] if len(outputs) == 1 else graph.add("Concat", outputs, f"both_directions_{k}", axis=2)
+        above = outputs[0] if len(outputs) == 1 else graph.add("Concat", outputs, f"both_directions_{k}", axis=2)
+        sequence = graph.add("Add", [above, sequence], f"residual_{k}") if parts.residual and k else above
     every = ("every_h", "every_c") if every_step else ()
     names = ("h_n", "c_n", *(f"{name}_time_first" for name in every))
     for name, each in zip(names, zip(*afters, strict=True), strict=False):

@@ -14,7 +14,7 @@ from .layer import LSTMLayer
 from .model import LanguageModel
 from .recurrence.step import LayerWeights, StackWeights
 from .stack import MultiLayerLSTM
-from .state import check_carried
+from .state import LSTMState, check_carried
 
 Steppable = MultiLayerLSTM | LanguageModel | LSTMLayer | LSTM | nn.LSTM
 _CLASSES = (LanguageModel, MultiLayerLSTM, LSTMLayer, LSTM, nn.LSTM)
@@ -24,6 +24,7 @@ class Parts(NamedTuple):
     """What a step goes through, bottom first, and the module that it all belongs to.
 
     `layers` are in the order of the state's first axis: with two `directions`, a backward one behind each forward one.
+    `residual`: as in `MultiLayerLSTM`.
     """
 
     model: nn.Module
@@ -31,6 +32,7 @@ class Parts(NamedTuple):
     layers: tuple[LSTMLayer, ...]
     projection: nn.Linear | None
     directions: int = 1
+    residual: bool = False
 
     @property
     def ids_only(self) -> bool:
@@ -45,6 +47,12 @@ class Parts(NamedTuple):
     def output(self) -> int:
         return self.directions * self.layers[0].h_dim if self.projection is None else self.projection.out_features
 
+    def initial_state(self) -> LSTMState:
+        """Of one row, detached: what a sequence begins with."""
+        with torch.no_grad():
+            h, c = zip(*(layer.initial_state(1) for layer in self.layers), strict=True)
+            return LSTMState(torch.stack(h), torch.stack(c))
+
     def weights(self) -> StackWeights:
         """Copies of all weights, gates side by side."""
         with torch.inference_mode(False), torch.no_grad():
@@ -52,7 +60,7 @@ class Parts(NamedTuple):
             embedding = None if self.embedding is None else self.embedding.weight.clone()
             changed = any(layer.options.changed(IN_THE_CELL) for layer in self.layers)
             cells = tuple(layer._cell() for layer in self.layers) if changed else ()
-            return StackWeights(layers, _projection(self.projection), embedding, cells)
+            return StackWeights(layers, _projection(self.projection), embedding, cells, self.residual)
 
 
 class Runner(NamedTuple):
@@ -107,7 +115,7 @@ def _parts(model: nn.Module, embedding: nn.Embedding | None, stack: MultiLayerLS
     layers = tuple(cast(LSTMLayer, layer) for both in zip(*lists, strict=True) for layer in both)
     _check_layers(layers, len(lists), runner)
     _check_structure(stack if isinstance(model, LanguageModel) else model, layers, runner)
-    return Parts(model, embedding, layers, stack.proj, len(lists))
+    return Parts(model, embedding, layers, stack.proj, len(lists), stack.residual)
 
 
 def _projection(projection: nn.Linear | None) -> tuple[Tensor, Tensor] | None:

@@ -51,6 +51,12 @@ class MultiLayerLSTM(nn.Module):
     the output is then the top layer's h after dropout. `proj_dim`, `strict`, `recompute` and `options` are the
     layers', and `strict` holds for the projection of the output too.
 
+    `residual`: from the second layer on, what came up from below is added to a layer's h: y_1 = h_1,
+    y_k = h_k + y_{k-1}, where layer k reads y_{k-1} after dropout, and what comes out, or is projected, is the top y
+    after dropout (Wu et al., "Google's Neural Machine Translation System", 2016, section 3.1). The first layer has no
+    such way around it: its input is of another kind, and mostly of another width. h, as it is carried and traced, stays
+    the layer's own.
+
     `bidirectional`: every layer k has a second one, `reverse_layers[k]`, which reads each row from its end to its
     beginning. What goes to the next layer, and comes out, is both h of a step side by side, forward first.
     """
@@ -65,6 +71,7 @@ class MultiLayerLSTM(nn.Module):
         output_dim: int | Literal["input"] | None = "input",
         proj_dim: int | None = None,
         bidirectional: bool = False,
+        residual: bool = False,
         backend: str = "auto",
         strict: bool = False,
         recompute: bool = False,
@@ -75,8 +82,10 @@ class MultiLayerLSTM(nn.Module):
         super().__init__()
         if num_layers < 1:
             raise ValueError(f"num_layers={num_layers} must be at least 1")
+        if residual and num_layers == 1:
+            raise ValueError("residual=True adds from the second layer on, and num_layers=1: leave residual out")
         self.input_dim, self.hidden_dim, self.num_layers = input_dim, hidden_dim, num_layers
-        self.proj_dim, self.bidirectional = proj_dim, bidirectional
+        self.proj_dim, self.bidirectional, self.residual = proj_dim, bidirectional, residual
         self.output_dim = input_dim if output_dim == "input" else output_dim
         if self.output_dim is not None and (isinstance(self.output_dim, str) or self.output_dim < 1):
             raise ValueError(f'output_dim={output_dim!r} must be at least 1, "input" (the input\'s width) or None')
@@ -141,6 +150,11 @@ class MultiLayerLSTM(nn.Module):
         count = len(self._layers())
         return LSTMState.zeros(count, batch, self.hidden_dim, proj=self.proj_dim, device=like.device, dtype=like.dtype)
 
+    def initial_state(self, batch: int) -> LSTMState:
+        """The state that a call without one starts from: the learned one where there is one, else zeros."""
+        h, c = zip(*(layer.initial_state(batch) for layer in self._in_order()), strict=True)
+        return LSTMState(torch.stack(h), torch.stack(c))
+
     def forward(
         self,
         x: Tensor,
@@ -151,16 +165,16 @@ class MultiLayerLSTM(nn.Module):
     ) -> tuple[Tensor, LSTMState]:
         """One output row for each input step, [batch, time, output], and the state after the last valid step.
 
-        `x`: floats [batch, time, input] or ids [batch, time]; `state`: as in `LSTMState`, zeros if None; `resets` bool
-        [batch, time]: that row starts from zeros before that step; `lengths` [batch]: the row's valid steps, after
-        which the output is the projection's bias. Raises TypeError, ValueError or IndexError for arguments that do not
-        fit.
+        `x`: floats [batch, time, input] or ids [batch, time]; `state`: as in `LSTMState`, `initial_state` if None;
+        `resets` bool [batch, time]: that row starts from `initial_state` before that step; `lengths` [batch]: the row's
+        valid steps, after which the output is the projection's bias. Raises TypeError, ValueError or IndexError for
+        arguments that do not fit.
 
         A backward layer begins at each row's end, from its part of `state`, and starts afresh wherever the forward one
         does: what lies on either side of a reset does not see the other. Its last step is the row's first.
         """
         passed = self._run(x, state, resets, lengths, traced=False)
-        return self._project(self.dropout(passed.h)), passed.state
+        return self._project(self.dropout(passed.output)), passed.state
 
     def trace(
         self,
@@ -172,16 +186,22 @@ class MultiLayerLSTM(nn.Module):
     ) -> Trace:
         """`forward`, opened: the same computation, dropout included, with every layer's gates. Arguments as there."""
         passed = self._run(x, state, resets, lengths, traced=True)
-        return Trace(self._project(self.dropout(passed.h)), passed.state, passed.traces)
+        return Trace(self._project(self.dropout(passed.output)), passed.state, passed.traces)
 
     def extra_repr(self) -> str:
         projection = "" if self.proj_dim is None else f", proj_dim={self.proj_dim}"
         both = ", bidirectional=True" if self.bidirectional else ""
-        return f"{self.input_dim}, {self.hidden_dim}, num_layers={self.num_layers}{projection}{both}"
+        residual = ", residual=True" if self.residual else ""
+        return f"{self.input_dim}, {self.hidden_dim}, num_layers={self.num_layers}{projection}{both}{residual}"
 
     def _layers(self) -> list[LSTMLayer]:
         """All of them, backward ones last: the order in which they are drawn."""
         return [*self.layers, *(self.reverse_layers or ())]
+
+    def _in_order(self) -> list[LSTMLayer]:
+        """All of them, in the order of the state's first axis."""
+        lists = [self.layers] if self.reverse_layers is None else [self.layers, self.reverse_layers]
+        return [layer for both in zip(*lists, strict=True) for layer in both]
 
     def _run(
         self,
@@ -201,7 +221,7 @@ class MultiLayerLSTM(nn.Module):
                 [partial(run, seed=recurrence.of_layer(seed, len(both) * k + n)) for n, run in enumerate(both)]
                 for k, both in enumerate(layers)
             ]
-        return run_layers(x, state, layers, self.dropout, resets=resets, lengths=lengths)
+        return run_layers(x, state, layers, self.dropout, resets=resets, lengths=lengths, residual=self.residual)
 
     def _draw_projection(self) -> None:
         if self.proj is not None:
@@ -212,7 +232,7 @@ class MultiLayerLSTM(nn.Module):
         like = self._layers()[0].W_xo
         check_input(x, self.input_dim, like)
         if state is None:
-            return self.zero_state(x.shape[0])
+            return self.initial_state(x.shape[0])
         widths = self._layers()[0].h_dim, self.hidden_dim
         state = check_state(state, self.num_layers, 2 if self.bidirectional else 1, widths, like)
         check_same_rows(x, state.h.shape[1], of_stack=True)

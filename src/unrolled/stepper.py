@@ -69,7 +69,8 @@ class Stepper:
     wakes no thread and waits for none. `strict` is a promise that the native kernel keeps: the same bits for any
     `batch_size`, place in the batch and number of threads, and in float32 those of a whole sequence with strict=True.
 
-    Without the native library: float32 alone, in plain torch, on torch's own threads and not strict.
+    Without the native library, and of a residual stack: float32 alone, in plain torch, on torch's own threads and not
+    strict.
 
     One thread at a time: a second one inside `step` gets a RuntimeError. Several steppers run at once, and may share a
     model. A stepper is not copied or pickled.
@@ -132,11 +133,13 @@ class Stepper:
             self._write(rows, checked)
 
     def reset(self, rows: Rows | None = None) -> None:
-        """Start from zeros, in all rows or some; IndexError where a row does not exist."""
+        """Start from the model's initial state, zeros or learned, in all rows or some.
+
+        Raises IndexError where a row does not exist.
+        """
         chosen = slice(None) if rows is None else chosen_rows(rows, self.batch_size)
         with self._alone():
-            self._engine.h[:, chosen] = 0
-            self._engine.c[:, chosen] = 0
+            self._write(chosen, self._start)
 
     def refresh(self) -> None:
         """Take the model's weights as they are now; the state stays. ValueError where the sizes are no longer those."""
@@ -242,18 +245,28 @@ class Stepper:
         )
 
     def _pack(self, parts: Parts) -> None:
-        """Take the weights of `parts`; the state is then zeros."""
+        """Take the weights of `parts`; the state is then the initial one."""
         # Buffers made in inference mode could not be written outside it.
         with torch.inference_mode(False), torch.no_grad():
             snapshot, weights = Snapshot(self._model), parts.weights()
             engine: _Engine
             normed = any(cell.norm is not None for cell in weights.cells)
-            if (reason := "it has no layer normalisation yet" if normed else missing()) is None:
+            reason = missing()
+            lack = (
+                " of a residual stack"
+                if weights.residual
+                else " with layer normalisation yet"
+                if normed
+                else None
+                if reason is None
+                else f": {reason}"
+            )
+            if lack is None:
                 engine = NativeStep(weights, self.batch_size, self.weights, self.threads)
             elif self.weights != "float32" or self.strict:
                 asked = "strict=True" if self.weights == "float32" else f'weights="{self.weights}"'
                 raise BackendUnavailable(
-                    f"{asked} needs the native kernel, and there is none: {reason}; without it, a stepper runs "
+                    f"{asked} needs the native kernel, and there is none{lack}; without it, a stepper runs "
                     'weights="float32" with strict=False'
                 )
             else:
@@ -262,7 +275,9 @@ class Stepper:
                 engine.take_ids(weights)
             else:
                 engine.take_frames(weights)
+            self._start = parts.initial_state()
         self._engine, self._parts, self._snapshot = engine, parts, snapshot
+        self._write(slice(None), self._start)
         self._frame_shape = (self.batch_size, parts.layers[0].input_dim)
         self._ids_shape = (self.batch_size,)
         self._out_shape = (self.batch_size, parts.output)

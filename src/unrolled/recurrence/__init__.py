@@ -19,6 +19,7 @@ from .choose import BackendUnavailable, Call, Choice, backends, check_name, choo
 from .masks import drawn_seed, random_words, row_keys, sequence_mask, weight_mask
 from .precision import full_precision
 from .ranges import checked_range
+from .restarts import Start, run_parts
 from .threefry import of_layer
 
 __all__ = [
@@ -68,6 +69,7 @@ def scan(
     lengths: Tensor | None = None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
+    start: Start | None = None,
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
@@ -78,8 +80,9 @@ def scan(
     `w_x` [I, 4, H], `w_h` [H, 4, H], `bias` [4, H]; `h0`, `c0` [B, H]; `resets` bool [B, T]; `lengths` integers [B].
     With `w_hr` [H, P], h is projected in every step: h [B, T, P], `w_h` [P, 4, H], `h0` [B, P]. `clean` says of a float
     x that it is 0 behind each row's end, and of int64 lengths that they are in range, as those of a layer below. `cell`
-    has a notation of its own; `x_mask` [B, I] is what x is multiplied by in every step, or the one-hot rows that ids
-    stand for.
+    has a notation of its own. `start`: h and c, [H] each (of a projected h, [P]), from which a row begins after a
+    reset, zeros if None. `x_mask` [B, I] is what x is multiplied by in every step, or the one-hot rows that ids stand
+    for.
 
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
@@ -91,13 +94,20 @@ def scan(
     if chosen == "reference":
         pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype, scale)
         with full_precision(w_h):
-            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell)
+            h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell, start)
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=chosen == "cpu", strict=strict)
-        if chosen == "cpu":
-            h, c, gates = cpu.scan(pre, w_h, h0, c0, resets, lengths, *cell)
+        kernel, projection = (cpu.scan, ()) if chosen == "cpu" else (portable.scan, (w_hr,))
+        if start is None or resets is None:
+            h, c, gates = kernel(pre, w_h, h0, c0, resets, lengths, *projection, *cell)
         else:
-            h, c, gates = portable.scan(pre, w_h, h0, c0, resets, lengths, w_hr, *cell)
+
+            def part(
+                first: int, some: Tensor, h: Tensor, c: Tensor, left: Tensor | None
+            ) -> tuple[Tensor, Tensor, Tensor]:
+                return kernel(some, w_h, h, c, None, left, *projection, *cell._replace(first=first))
+
+            h, c, gates = run_parts(part, pre, h0, c0, resets, lengths, start)
     if cell.norm is not None:
         gates = gates[:, :, :4]
     followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -117,17 +127,17 @@ def states(
     lengths: Tensor | None = None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
+    start: Start | None = None,
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
     x_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h and c of `scan`: without gradients the native kernel then stores nothing else."""
-    # Masks are drawn in training, which needs all that `scan` stores.
-    low = torch.is_autocast_enabled(w_h.device.type)
-    drawn = cell.keys is not None or x_mask is not None
-    if drawn or low or torch.is_grad_enabled() or choose(backend, _call(w_h, w_hr, cell, strict)) != "cpu":
-        options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean}
+    """h and c of `scan`: without gradients the native kernel stores nothing else where no masks are drawn."""
+    opened = torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type)
+    more = cell.keys is not None or not (start is None or resets is None)
+    if opened or more or choose(backend, _call(w_h, w_hr, cell, strict)) != "cpu":
+        options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}
         options["x_mask"] = x_mask
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c

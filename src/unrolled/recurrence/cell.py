@@ -75,8 +75,8 @@ class Cell(NamedTuple):
     `hard_gates`: i, f and o are x / 6 + 1/2 within 0..1, as `torch.nn.functional.hardsigmoid`, and no sigmoid. `relu`:
     max(x, 0) in the place of both tanh. `norm` [2, 5, H]: the gains and the shifts of i, f, g, o and c; a bias would be
     normalised too. `keys` int64 [B]: of the rows' masks, which there are in training; `h_mask` [B, H], of a projected h
-    [B, P]. `zoneout_h`, `zoneout_c` and `recurrent_dropout` are probabilities. The fields, in this order, are the last
-    arguments of every operator.
+    [B, P]. `zoneout_h`, `zoneout_c` and `recurrent_dropout` are probabilities; `first` is the number of the first step
+    by which masks are drawn. The fields, in this order, are the last arguments of every operator.
     """
 
     peephole: Tensor | None = None
@@ -89,6 +89,7 @@ class Cell(NamedTuple):
     zoneout_h: float = 0.0
     zoneout_c: float = 0.0
     recurrent_dropout: float = 0.0
+    first: int = 0
 
     @property
     def is_masked(self) -> bool:
@@ -104,7 +105,7 @@ class Cell(NamedTuple):
         if not (self.zoneout_h or self.zoneout_c or self.recurrent_dropout):
             return Drawn()
         of_h, of_c = widths
-        found = words(self.keys, first, steps, max(widths))
+        found = words(self.keys, self.first + first, steps, max(widths))
 
         def mask(which: int, width: int, probability: float) -> Tensor | None:
             if not probability:

@@ -57,11 +57,13 @@ def scan(
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
+    start: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """All steps in turn: h [T, B, H], c [T, B, H] and gates [T, B, 4, H], of a normed cell [T, B, 8, H] (see `step`).
 
     `inputs` yields x_t W_x + b, [B, 4, H], once for each step; `w_h` [H, 4, H]; `h0`, `c0` [B, H]; `resets` bool
-    [T, B]: the row starts from zeros before that step; `lengths` int64 [B]: from that step on the row is zero.
+    [T, B]: the row starts from zeros, or from `start`, h and c [H] each, before that step; `lengths` int64 [B]: from
+    that step on the row is zero.
 
     With `w_hr` [H, P], h_t = (o * tanh(c_t)) W_hr, of width P, is what goes on: `w_h` is [P, 4, H] and `h0` [B, P]
     (Sak, Senior & Beaufays, "Long Short-Term Memory Recurrent Neural Network Architectures for Large Scale Acoustic
@@ -75,6 +77,9 @@ def scan(
     for t, from_input in enumerate(inputs):
         if resets is not None:
             h, c = _zero(h, resets[t]), _zero(c, resets[t])
+            if start is not None:
+                fresh = resets[t].unsqueeze(-1)
+                h, c = torch.where(fresh, start[0], h), torch.where(fresh, start[1], c)
         pre = from_input + (cell.dropped_h(h) @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
         drawn = cell.drawn(t, 1, (h.shape[-1], c.shape[-1])).at(0)
         new_h, c, gate = step(pre, c, cell, drawn)

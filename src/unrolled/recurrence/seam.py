@@ -44,7 +44,8 @@ _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0
 # A cell's fields: behind all other arguments.
 CELL = (
     "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False, Tensor? norm=None, "
-    "Tensor? keys=None, Tensor? h_mask=None, float zoneout_h=0.0, float zoneout_c=0.0, float recurrent_dropout=0.0"
+    "Tensor? keys=None, Tensor? h_mask=None, float zoneout_h=0.0, float zoneout_c=0.0, float recurrent_dropout=0.0, "
+    "int first=0"
 )
 CELL_ROWS = tuple(TENSORS.get(name) for name in Cell._fields)
 # Where the masks, which have no derivative, lie among the backward pass's arguments.

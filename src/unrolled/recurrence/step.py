@@ -21,13 +21,15 @@ class LayerWeights(NamedTuple):
 class StackWeights(NamedTuple):
     """`layers` bottom first; `projection`: [output, hidden] and its bias; `embedding` [vocabulary, input].
 
-    `cells`: of each layer, or none where all are plain.
+    `cells`: of each layer, or none where all are plain. `residual`: from the second layer on, what a layer reads is
+    added to its h.
     """
 
     layers: tuple[LayerWeights, ...]
     projection: tuple[Tensor, Tensor] | None
     embedding: Tensor | None
     cells: tuple[Cell, ...] = ()
+    residual: bool = False
 
 
 class PlainStep:
@@ -48,6 +50,8 @@ class PlainStep:
         self._layers = [(w_x.flatten(1), w_h.flatten(1), bias.flatten()) for w_x, w_h, bias in weights.layers]
         self._projection = None if weights.projection is None else (weights.projection[0].t(), weights.projection[1])
         self._table: Tensor | None = None
+        # What goes up, where that is not h.
+        self._sum = torch.empty(rows, hidden) if weights.residual else None
 
     takes_frames = True
 
@@ -93,7 +97,7 @@ class PlainStep:
     def _climb(self, out: Tensor) -> None:
         for k, (w_x, w_h, bias) in enumerate(self._layers):
             if k:
-                torch.addmm(bias, self.h[k - 1], w_x, out=self._pre)
+                torch.addmm(bias, self._below(k), w_x, out=self._pre)
             h, c, cell = self.h[k], self.c[k], self._cells[k]
             self._pre.addmm_(h, w_h)
             if cell.norm is not None:
@@ -110,8 +114,16 @@ class PlainStep:
             cell.gate_(self._o)
             cell.squash(cell.normed(c, OF_C), self._squashed_c)
             torch.mul(self._o, self._squashed_c, out=h)
+        top = self._below(len(self._layers))
         if self._projection is None:
-            out.copy_(self.h[-1])
+            out.copy_(top)
         else:
             weight, bias = self._projection
-            torch.addmm(bias, self.h[-1], weight, out=out)
+            torch.addmm(bias, top, weight, out=out)
+
+    def _below(self, k: int) -> Tensor:
+        """What goes up from the layer below place `k`; asked once at each place, from 1 on."""
+        h = self.h[k - 1]
+        if self._sum is None:
+            return h
+        return self._sum.copy_(h) if k == 1 else self._sum.add_(h)
