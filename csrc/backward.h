@@ -44,13 +44,17 @@ struct BackwardStep {
             }
             accumulate<kRows, 1>(later, 4 * hidden, FloatPanels{packed + block * 4 * hidden * kBlockColumns, 0}, sum);
         }
+        const Options<kPlain> options{call.cell, hidden};
         for (int r = 0; r < kRows; ++r) {
             const int64_t row = rows[first + r];
             const bool cut = starts(t + 1, row);
             for (int v = 0; v < kPanel && unit + v * kLanes < hidden; ++v) {
-                const Vector dh = cut ? zero() : sum[r][v];
+                const int64_t at = row * hidden + unit + v * kLanes, count = hidden - unit - v * kLanes;
+                Vector dh = cut ? zero() : sum[r][v];
+                if (!kPlain && call.h_mask != nullptr) dh = dh * load_some(call.h_mask + at, count);
+                if (options.holds_h() && t + 1 < call.steps) dh = dh + load_some(call.grad_h0 + at, count);
                 if (t < 0 || (!kPlain && call.cell.norm != nullptr)) {
-                    store_some(call.grad_h0 + row * hidden + unit + v * kLanes, dh, hidden - unit - v * kLanes);
+                    store_some(call.grad_h0 + at, dh, count);
                 } else {
                     cell(row, unit + v * kLanes, dh);
                 }
@@ -58,15 +62,30 @@ struct BackwardStep {
         }
     }
 
-    // `carried` is what comes from later steps; grad_c0 holds dL/dc on its way down.
+    // `carried` is what comes from later steps; grad_c0 holds dL/dc on its way down, and grad_h0 what of dL/dh passes by
+    // the cell, where units are held.
     UNROLLED_INLINE void cell(int64_t row, int64_t unit, Vector carried) const {
         const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
         const Options<kPlain> options{call.cell, hidden};
+        const Masks masks = options.masks(row, t, unit);
         const Vector o = load_some(gates_of(row) + 3 * hidden + unit, count);
-        const Vector c = load_some(call.c + at * hidden + unit, count), squashed_c = options.squashed(c);
-        const Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
-        const Vector dc = fma(dh * o, options.squashed_slope(squashed_c), carried_c(row, unit));
-        const Gradients found = gates(row, unit, c, dc, output_gate(options, row, unit, dh * squashed_c, o));
+        const Vector c = options.holds_c() ? not_held(options, row, unit, masks)
+                                           : load_some(call.c + at * hidden + unit, count);
+        const Vector squashed_c = options.squashed(c);
+        Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
+        if (options.holds_h()) {
+            const Vector passing = options.to_before(dh, masks.held_h, options.cell.zoneout_h);
+            store_some(call.grad_h0 + row * hidden + unit, starts(t, row) ? zero() : passing, count);
+            dh = options.to_new(dh, masks.held_h, options.cell.zoneout_h);
+        }
+        Vector dc = carried_c(row, unit), passing_c = zero();
+        if (options.holds_c()) {
+            passing_c = options.to_before(dc, masks.held_c, options.cell.zoneout_c);
+            dc = options.to_new(dc, masks.held_c, options.cell.zoneout_c);
+        }
+        dc = fma(dh * o, options.squashed_slope(squashed_c), dc);
+        const Vector d_o = output_gate(options, row, unit, dh * squashed_c, o);
+        const Gradients found = gates(row, unit, c, dc, d_o, masks, passing_c);
         float* pre = call.grad_pre + at * 4 * hidden + unit;
         for (int gate = 0; gate < 4; ++gate) store_some(pre + gate * hidden, found.pre[gate], count);
     }
@@ -93,20 +112,35 @@ struct BackwardStep {
         Vector pre[4], c_before;
     };
 
+    const float* c_before_of(int64_t row) const {
+        if (starts(t, row)) return zeros;
+        return t ? call.c + ((t - 1) * call.rows + row) * call.hidden : call.c0 + row * call.hidden;
+    }
+
+    // c as o and h saw it.
+    UNROLLED_INLINE Vector not_held(const Options<kPlain>& options, int64_t row, int64_t unit,
+                                    const Masks& masks) const {
+        const int64_t hidden = call.hidden, count = hidden - unit;
+        const float* own = gates_of(row) + unit;
+        const Vector g = options.written(load_some(own + 2 * hidden, count), masks);
+        return new_c(load_some(own, count), load_some(own + hidden, count), g,
+                     load_some(c_before_of(row) + unit, count), options);
+    }
+
     // From dL/dc_t, but for what o sees of it, and the gradient behind o to those behind the other gates; and on to
     // dL/dc of the step before.
-    UNROLLED_INLINE Gradients gates(int64_t row, int64_t unit, Vector c, Vector dc, Vector d_o) const {
-        const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
+    UNROLLED_INLINE Gradients gates(int64_t row, int64_t unit, Vector c, Vector dc, Vector d_o, const Masks& masks,
+                                    Vector passing_c) const {
+        const int64_t hidden = call.hidden, count = hidden - unit;
         const Options<kPlain> options{call.cell, hidden};
         const float* own = gates_of(row) + unit;
         const Vector i = load_some(own, count), f = load_some(own + hidden, count);
         const Vector g = load_some(own + 2 * hidden, count);
         const bool fresh = starts(t, row);
-        const float* before = fresh ? zeros : t ? call.c + (at - call.rows) * hidden : call.c0 + row * hidden;
-        const Vector c_before = load_some(before + unit, count);
+        const Vector c_before = load_some(c_before_of(row) + unit, count);
         if (options.peephole()) dc = fma(d_o, options.peephole_at(2, unit), dc);
         if (options.clips()) dc = options.through_clip(dc, c);
-        Vector di = dc * g, df = dc * c_before, dg = dc * i;
+        Vector di = dc * options.written(g, masks), df = dc * c_before, dg = options.written(dc * i, masks);
         if (call.grad_gates.data != nullptr) {
             di = di + cotangent(call.grad_gates, t, row, unit, count);
             df = df + cotangent(call.grad_gates, t, row, hidden + unit, count);
@@ -118,6 +152,7 @@ struct BackwardStep {
         if (options.peephole()) {
             dc = fma(di, options.peephole_at(0, unit), fma(df, options.peephole_at(1, unit), dc));
         }
+        if (options.holds_c()) dc = dc + passing_c;
         store_some(call.grad_c0 + row * hidden + unit, fresh ? zero() : dc, count);
         return {{di, df, dg * options.squashed_slope(g), d_o}, c_before};
     }
@@ -154,7 +189,7 @@ struct BackwardStep {
             const Vector seen = load_some(through + unit, count) * options.gain_at(4, unit);
             const Vector dc = back_to_c.through(0, seen, of_c.standard(0, c_now), of_c.factor[0]);
             const Vector d_o = load_some(pre + 3 * hidden + unit, count);
-            const Gradients found = gates(row, unit, c_now, carried_c(row, unit) + dc, d_o);
+            const Gradients found = gates(row, unit, c_now, carried_c(row, unit) + dc, d_o, no_masks(), zero());
 #pragma GCC unroll 4
             for (int gate = 0; gate < 4; ++gate) {
                 const Vector standard = of_gates.standard(gate, load_some(sums + gate * hidden + unit, count));
@@ -181,6 +216,7 @@ struct BackwardStep {
 inline void clear_ended(const UnrolledBackward& call, int64_t t, int64_t row, int64_t begin, int64_t end) {
     const int64_t hidden = call.hidden, bytes = (end - begin) * 4;
     std::memset(call.grad_c0 + row * hidden + begin, 0, bytes);
+    std::memset(call.grad_h0 + row * hidden + begin, 0, bytes);
     for (int gate = 0; gate < 4; ++gate) {
         std::memset(call.grad_pre + ((t * call.rows + row) * 4 + gate) * hidden + begin, 0, bytes);
     }

@@ -2,11 +2,22 @@
 #pragma once
 
 #include "activations.h"
+#include "threefry.h"
 #include "tile.h"
 #include "unrolled.h"
 
 namespace unrolled {
 namespace UNROLLED_ISA {
+
+// Where a unit of h or c is held, and where one of g is dropped.
+struct Masks {
+    Mask held_h, held_c, dropped_g;
+};
+
+UNROLLED_INLINE Masks no_masks() {
+    const Mask none = less(zero(), zero());
+    return {none, none, none};
+}
 
 // A call's options. Those of the plain cell are constants, so that its code has no trace of any.
 template <bool kPlain>
@@ -19,6 +30,37 @@ struct Options {
     bool hard_gates() const { return !kPlain && cell.hard_gates != 0; }
     bool relu() const { return !kPlain && cell.relu != 0; }
     bool normalises() const { return !kPlain && cell.norm != nullptr; }
+
+    bool draws() const { return !kPlain && cell.keys != nullptr; }
+    bool holds_h() const { return !kPlain && cell.zoneout_h > 0.0f; }
+    bool holds_c() const { return !kPlain && cell.zoneout_c > 0.0f; }
+    bool drops() const { return !kPlain && cell.dropout > 0.0f; }
+
+    // Without keys none: nothing reads them then.
+    UNROLLED_INLINE Masks masks(int64_t row, int64_t step, int64_t unit) const {
+        if (!draws() || !(holds_h() || holds_c() || drops())) return no_masks();
+        const RandomWords x = random_words(cell.keys[row], cell.first + static_cast<uint32_t>(step),
+                                           static_cast<uint32_t>(unit));
+        return {below(low_half(x.first), all_words(cell.held_h)), below(high_half(x.first), all_words(cell.held_c)),
+                below(low_half(x.second), all_words(cell.dropped_g))};
+    }
+
+    // g as c takes it in, and a gradient of that as one of g.
+    UNROLLED_INLINE Vector written(Vector g, const Masks& at) const {
+        return drops() ? select(at.dropped_g, zero(), g * broadcast(cell.scale)) : g;
+    }
+
+    // What goes on of the new and the old value; and the gradients of both.
+    UNROLLED_INLINE Vector held(Vector now, Vector before, Mask where, float share) const {
+        return draws() ? select(where, before, now)
+                       : fma(before, broadcast(share), now * broadcast(1.0f - share));
+    }
+    UNROLLED_INLINE Vector to_new(Vector grad, Mask where, float share) const {
+        return draws() ? select(where, zero(), grad) : grad * broadcast(1.0f - share);
+    }
+    UNROLLED_INLINE Vector to_before(Vector grad, Mask where, float share) const {
+        return draws() ? select(where, grad, zero()) : grad * broadcast(share);
+    }
 
     // Of i, f and o, in this order.
     UNROLLED_INLINE Vector peephole_at(int64_t which, int64_t unit) const {
@@ -72,30 +114,45 @@ struct Cell {
     Vector i, f, g, o, c, h;
 };
 
+// c before any of it is held; `g` is what c takes in.
 template <bool kPlain>
-UNROLLED_INLINE Gates next_gates(const Vector* pre, Vector c_before, const Options<kPlain>& options, int64_t unit) {
+UNROLLED_INLINE Vector new_c(Vector i, Vector f, Vector g, Vector c_before, const Options<kPlain>& options) {
+    const Vector c = fma(f, c_before, i * g);
+    return options.clips() ? options.clipped(c) : c;
+}
+
+template <bool kPlain>
+UNROLLED_INLINE Gates next_gates(const Vector* pre, Vector c_before, const Options<kPlain>& options, int64_t unit,
+                                 const Masks& masks) {
     Vector pre_i = pre[0], pre_f = pre[1], pre_o = pre[3];
     if (options.peephole()) {
         pre_i = fma(options.peephole_at(0, unit), c_before, pre_i);
         pre_f = fma(options.peephole_at(1, unit), c_before, pre_f);
     }
     const Vector i = options.gate(pre_i), f = options.gate(pre_f), g = options.squashed(pre[2]);
-    Vector c = fma(f, c_before, i * g);
-    if (options.clips()) c = options.clipped(c);
+    const Vector c = new_c(i, f, options.written(g, masks), c_before, options);
     if (options.peephole()) pre_o = fma(options.peephole_at(2, unit), c, pre_o);
     return {i, f, g, options.gate(pre_o), c};
 }
 
+// `h_before` is where h of the step before lies: it is read where h can be held.
 template <bool kPlain>
-UNROLLED_INLINE Cell next_cell(const Vector* pre, Vector c_before, const Options<kPlain>& options, int64_t unit) {
-    const Gates next = next_gates(pre, c_before, options, unit);
-    return {next.i, next.f, next.g, next.o, next.c, next.o * options.squashed(next.c)};
+UNROLLED_INLINE Cell next_cell(const Vector* pre, Vector c_before, const float* h_before,
+                               const Options<kPlain>& options, int64_t unit, const Masks& masks) {
+    const Gates next = next_gates(pre, c_before, options, unit, masks);
+    Vector c = next.c, h = next.o * options.squashed(next.c);
+    if (options.holds_h()) {
+        h = options.held(h, load_some(h_before, options.hidden - unit), masks.held_h, options.cell.zoneout_h);
+    }
+    if (options.holds_c()) c = options.held(c, c_before, masks.held_c, options.cell.zoneout_c);
+    return {next.i, next.f, next.g, next.o, c, h};
 }
 
 // The same out of line, for kernels whose time goes into reading weights: their code stays small.
-inline UNROLLED_NOINLINE Cell next_variant(const Vector* pre, Vector c_before, const Options<false>& options,
-                                           int64_t unit) {
-    return next_cell(pre, c_before, options, unit);
+// A step draws no masks.
+inline UNROLLED_NOINLINE Cell next_variant(const Vector* pre, Vector c_before, const float* h_before,
+                                           const Options<false>& options, int64_t unit) {
+    return next_cell(pre, c_before, h_before, options, unit, no_masks());
 }
 
 }  // namespace UNROLLED_ISA

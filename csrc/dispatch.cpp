@@ -84,7 +84,7 @@ const char* check_strides(const UnrolledGradient& gradient) {
 
 bool is_plain(const UnrolledCell& cell) {
     return cell.peephole == nullptr && cell.clip == 0.0f && cell.hard_gates == 0 && cell.relu == 0 &&
-           cell.norm == nullptr;
+           cell.norm == nullptr && cell.keys == nullptr && cell.zoneout_h == 0.0f && cell.zoneout_c == 0.0f;
 }
 
 const char* check_elements(const UnrolledRun& run, const float* x, const float* y, int64_t count) {
@@ -126,6 +126,7 @@ const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call
     }
     const bool normalises = call->cell.norm != nullptr;
     if (normalises && !call->gates && !call->sums) return "with a norm, gates or sums must not be NULL";
+    if (call->h_mask && !call->h_in) return "with an h_mask, h_in must not be NULL";
     if (call->scratch_floats < unrolled_forward_scratch(call->hidden)) return "scratch is too small";
     const Kernels& kernel = *kernels(run);
     const int64_t hidden = call->hidden, blocks = (hidden + kernel.lanes - 1) / kernel.lanes;
@@ -134,7 +135,8 @@ const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call
     std::memset(zeros, 0, hidden * sizeof *zeros);
     task.zeros = zeros;
     const int64_t walk = task.grid.unit_groups > 1 ? call->steps * (normalises ? 2 : 1) : 1;
-    const Share share = is_plain(call->cell) ? kernel.forward : kernel.variant_forward;
+    const bool plain = is_plain(call->cell) && call->h_mask == nullptr;
+    const Share share = plain ? kernel.forward : kernel.variant_forward;
     run_phases(share, &task, walk + (call->packed ? 0 : 1), task.grid.slots());
     return nullptr;
 }
@@ -169,7 +171,8 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
         std::memset(call->grad_norm, 0, floats * sizeof *call->grad_norm);
     }
     const int64_t walk = task.grid.unit_groups > 1 ? call->steps * (normalises ? 2 : 1) + 1 : 1;
-    const Share share = is_plain(call->cell) ? kernel.backward : kernel.variant_backward;
+    const bool plain = is_plain(call->cell) && call->h_mask == nullptr;
+    const Share share = plain ? kernel.backward : kernel.variant_backward;
     run_phases(share, &task, walk + 1, task.grid.slots());
     return nullptr;
 }
@@ -210,6 +213,21 @@ const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeigh
     WeightGradientTask task{*call, run->threads, aligned(call->scratch)};
     if (call->depth == 0) task.call.x_stride = 0;  // x may be NULL, from which no step is legal
     run_phases(kernels(run)->weight_gradient, &task, 1, run->threads);
+    return nullptr;
+}
+
+const char* unrolled_random_words(const UnrolledRun* run, const UnrolledRandomWords* call) {
+    if (const char* wrong = check_run(run)) return wrong;
+    if (call == nullptr) return "call is NULL";
+    if (call->steps < 0 || call->rows < 0 || call->units < 0) return "steps, rows and units must not be negative";
+    if (call->units > kLimit || call->rows > kLimit / (call->units + 1) ||
+        call->steps > kLimit / (call->units + 1) / (call->rows + 1)) {
+        return "steps x rows x units is beyond 2^40";
+    }
+    if (call->steps == 0 || call->rows == 0 || call->units == 0) return nullptr;
+    if (!call->keys || !call->words) return "keys and words must not be NULL";
+    const RandomWordsTask task{*call, run->threads};
+    run_phases(kernels(run)->random_words, &task, 1, run->threads);
     return nullptr;
 }
 

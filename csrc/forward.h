@@ -39,6 +39,20 @@ struct ForwardStep {
         return sequence + (kept ? ((t - 1) * call.rows + row) * hidden : row * hidden);
     }
 
+    // h of the step before, as W_h takes it in.
+    const float* taken_in(int64_t row) const {
+        const float* h = before(call.h, call.h0, row, true);
+        if (kPlain || call.h_mask == nullptr || h == zeros) return h;
+        return call.h_in + (t % 2 * call.rows + row) * call.hidden;
+    }
+
+    // What the next step's W_h takes in.
+    void leave(int64_t row, int64_t unit, Vector h, int64_t count) const {
+        const int64_t at = row * call.hidden + unit;
+        float* to = call.h_in + ((t + 1) % 2) * call.rows * call.hidden + at;
+        store_some(to, h * load_some(call.h_mask + at, count), count);
+    }
+
     template <int kRows>
     void tile(int64_t first) const {
         if constexpr (kRows <= kMaxPairedRows) {
@@ -51,7 +65,7 @@ struct ForwardStep {
     void panels(int64_t first) const {
         const int64_t hidden = call.hidden, panel = hidden * kBlockColumns, unit = block * kLanes;
         const float* h_before[kRows];
-        for (int r = 0; r < kRows; ++r) h_before[r] = before(call.h, call.h0, rows[first + r], true);
+        for (int r = 0; r < kRows; ++r) h_before[r] = taken_in(rows[first + r]);
         Vector sum[kRows][kPanels * kPanel];
 #pragma GCC unroll 8
         for (int r = 0; r < kRows; ++r) {
@@ -80,7 +94,9 @@ struct ForwardStep {
             return;
         }
         const float* c_before = before(call.c, call.c0, row, kept) + unit;
-        const Cell cell = next_cell(sum, load_some(c_before, count), options, unit);
+        const float* h_before = before(call.h, call.h0, row, true) + unit;
+        const Masks masks = options.masks(row, t, unit);
+        const Cell cell = next_cell(sum, load_some(c_before, count), h_before, options, unit, masks);
         if (call.gates != nullptr) {
             float* gates = call.gates + at * 4 * hidden + unit;
             store_some(gates, cell.i, count);
@@ -90,6 +106,7 @@ struct ForwardStep {
         }
         store_some(call.c + (kept ? at : row) * hidden + unit, cell.c, count);
         store_some(call.h + at * hidden + unit, cell.h, count);
+        if (!kPlain && call.h_mask != nullptr) leave(row, unit, cell.h, count);
     }
 
     void normed(int64_t row) const {
@@ -98,6 +115,10 @@ struct ForwardStep {
         normed_cell({call.cell, hidden}, {sums_at(call, at), hidden, 1}, before(call.c, call.c0, row, kept),
                     call.c + (kept ? at : row) * hidden, call.h + at * hidden,
                     call.gates != nullptr ? call.gates + at * 8 * hidden : nullptr);
+        if (call.h_mask == nullptr) return;
+        for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
+            leave(row, unit, load_some(call.h + at * hidden + unit, count), count);
+        });
     }
 };
 

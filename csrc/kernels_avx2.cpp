@@ -4,6 +4,7 @@
 #include "elementwise.h"
 #include "forward.h"
 #include "product.h"
+#include "threefry.h"
 #include "weight_gradient.h"
 
 namespace unrolled {
@@ -15,6 +16,7 @@ const Kernels kAvx2{UNROLLED_ISA::kLanes,
                     UNROLLED_ISA::backward<false>,
                     UNROLLED_ISA::product,
                     UNROLLED_ISA::weight_gradient,
+                    UNROLLED_ISA::random_words_all,
                     UNROLLED_ISA::sigmoid_all,
                     UNROLLED_ISA::tanh_all};
 

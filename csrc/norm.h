@@ -107,7 +107,7 @@ inline UNROLLED_NOINLINE void normed_cell(const Options<false>& options, RowOfSu
             const Vector standard = of_gates.standard(gate, load_some(sums.at(gate, unit), count));
             pre[gate] = options.normed(gate, unit, standard);
         }
-        const Gates next = next_gates(pre, load_some(c_before + unit, count), options, unit);
+        const Gates next = next_gates(pre, load_some(c_before + unit, count), options, unit, no_masks());
         if (gates != nullptr) {
             store_some(gates + unit, next.i, count);
             store_some(gates + hidden + unit, next.f, count);

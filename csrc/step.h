@@ -186,9 +186,11 @@ struct FloatFormat {
 };
 
 UNROLLED_INLINE Cell step_cell(const UnrolledStep& call, int64_t layer, const Vector* sum, Vector c_before,
-                               int64_t unit) {
-    if (call.cells == nullptr) return next_cell(sum, c_before, Options<true>{kPlainCell, call.hidden}, unit);
-    return next_variant(sum, c_before, {call.cells[layer], call.hidden}, unit);
+                               const float* h_before, int64_t unit) {
+    if (call.cells == nullptr) {
+        return next_cell(sum, c_before, h_before, Options<true>{kPlainCell, call.hidden}, unit, no_masks());
+    }
+    return next_variant(sum, c_before, h_before, {call.cells[layer], call.hidden}, unit);
 }
 
 UNROLLED_INLINE bool normalises(const UnrolledStep& call, int64_t layer) {
@@ -219,7 +221,7 @@ struct LayerTarget {
         const int64_t unit = block * kLanes, count = call.hidden - unit;
         const int64_t at = (layer * call.rows + row) * call.hidden + unit;
         if (normalises(call, layer)) return store_waiting(call.sums + row * waiting_width(call.hidden), block, sum);
-        const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), unit);
+        const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), call.h_before + at, unit);
         store_some(call.c + at, cell.c, count);
         store_some(call.h_after + at, cell.h, count);
     }

@@ -131,6 +131,7 @@ const char* check_step(const UnrolledStep& step, int64_t steps) {
     }
     for (int64_t layer = 0; layer < step.layers && step.cells != nullptr; ++layer) {
         if (const char* wrong = check_cell(step.cells[layer])) return wrong;
+        if (step.cells[layer].keys != nullptr) return "a step draws no masks";
     }
     if (step.rows == 0 || steps == 0) return nullptr;
     if (steps > kMostStates / step.rows) return "rows x steps is beyond 2^40";

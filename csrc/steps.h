@@ -64,7 +64,9 @@ struct RecurrentTarget {
         const int64_t unit = block * kLanes, count = call.hidden - unit;
         if (normalises(call, layer)) return store_waiting(chunk.pre_at(step * chunk.batch() + row, 0), block, sum);
         const int64_t at = (layer * call.rows + chunk.rows.begin + row) * call.hidden + unit;
-        const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), unit);
+        const float* h_before = step > 0 ? chunk.h + ((step - 1) * chunk.batch() + row) * call.hidden
+                                         : chunk.h_first + row * call.hidden;
+        const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), h_before + unit, unit);
         store_some(call.c + at, cell.c, count);
         store_some(chunk.h + (step * chunk.batch() + row) * call.hidden + unit, cell.h, count);
         if (step + 1 == chunk.steps) store_some(call.h_after + at, cell.h, count);

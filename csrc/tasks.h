@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <initializer_list>
 
 #include "threads.h"
 #include "unrolled.h"
@@ -17,7 +18,14 @@ struct Grid {
 
 // NULL, or what is wrong with a cell's options; written so that NaN is no bound.
 inline const char* check_cell(const UnrolledCell& cell) {
-    return cell.clip >= 0.0f ? nullptr : "the bound of c must be positive, or 0 for none";
+    if (!(cell.clip >= 0.0f)) return "the bound of c must be positive, or 0 for none";
+    for (const float likely : {cell.zoneout_h, cell.zoneout_c, cell.dropout}) {
+        if (!(likely >= 0.0f && likely <= 1.0f)) return "what is held or dropped must be so with a likelihood of 0 to 1";
+    }
+    const bool holds = cell.zoneout_h > 0.0f || cell.zoneout_c > 0.0f;
+    if (cell.norm != nullptr && (holds || cell.dropout > 0.0f)) return "with a norm, nothing is held or dropped";
+    if (cell.keys == nullptr && cell.dropout > 0.0f) return "nothing is dropped without keys";
+    return nullptr;
 }
 
 struct ForwardTask {
@@ -40,6 +48,11 @@ struct ProductTask {
     float* packed;  // [block of 4 vectors][depth][4 lanes]
 };
 
+struct RandomWordsTask {
+    UnrolledRandomWords call;
+    int64_t slots;
+};
+
 // Floats of gradient that each slot packs at a time.
 constexpr int64_t kGradientScratch = 128 * 64;
 
@@ -51,7 +64,7 @@ struct WeightGradientTask {
 
 struct Kernels {
     int64_t lanes;
-    Share forward, backward, variant_forward, variant_backward, product, weight_gradient;
+    Share forward, backward, variant_forward, variant_backward, product, weight_gradient, random_words;
     void (*sigmoid)(const float* x, float* y, int64_t count);
     void (*tanh)(const float* x, float* y, int64_t count);
 };

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "tasks.h"
 #include "vector.h"
 
 namespace unrolled {
@@ -114,20 +115,21 @@ UNROLLED_INLINE RandomWords random_words(uint64_t key, uint32_t step, uint32_t u
     return x;
 }
 
-// The two words of every place as [2, steps, keys, units].
-inline void random_words_all(const UnrolledRandomWords& call, Range places) {
-    const int64_t units = call.units, plane = call.steps * call.keys_count * units;
+inline void random_words_all(const void* given, int64_t, int64_t slot) {
+    const RandomWordsTask& task = *static_cast<const RandomWordsTask*>(given);
+    const UnrolledRandomWords& call = task.call;
+    const int64_t units = call.units, plane = call.steps * call.rows * units;
+    const Range places = part(call.steps * call.rows, task.slots, slot);
     for (int64_t place = places.begin; place < places.end; ++place) {
-        const auto step = static_cast<uint32_t>(call.first + place / call.keys_count);
-        uint32_t* to = call.words + place * units;
+        const auto step = static_cast<uint32_t>(call.first + place / call.rows);
         for (int64_t unit = 0; unit < units; unit += kLanes) {
-            const RandomWords x = random_words(call.keys[place % call.keys_count], step, static_cast<uint32_t>(unit));
-            uint32_t lanes[2][kLanes];
-            store(lanes[0], x.first);
-            store(lanes[1], x.second);
+            const RandomWords x = random_words(call.keys[place % call.rows], step, static_cast<uint32_t>(unit));
+            const Words both[2] = {x.first, x.second};
             const int64_t count = units - unit < kLanes ? units - unit : kLanes;
             for (int half = 0; half < 2; ++half) {
-                std::memcpy(to + half * plane + unit, lanes[half], static_cast<std::size_t>(count) * 4);
+                uint32_t lanes[kLanes];
+                store(lanes, both[half]);
+                std::memcpy(call.words + half * plane + place * units + unit, lanes, sizeof(uint32_t) * count);
             }
         }
     }

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define UNROLLED_ABI_VERSION 5
+#define UNROLLED_ABI_VERSION 6
 
 /* How to run a call: the name of an instruction set ("baseline", "avx2", "avx512", NULL for the best), and how many
  * threads at most, 1 or more. */
@@ -40,6 +40,14 @@ typedef struct {
     int32_t relu;          /* 1: max(x, 0) in the place of tanh, for g and for c */
     const float* norm;     /* [2, 5, H]: gains and shifts of i, f, g, o and c; NULL for no layer normalisation. With it,
                               the sums are normalised before the peepholes join, and h sees c normalised */
+    const uint64_t* keys;  /* [B]: of the rows' random words, in training; NULL: nothing is drawn */
+    /* How likely a unit of h and one of c is held: it is then what it was before the step, and o and h have seen the new
+     * c. Without keys that share of the old value goes on. None of this goes with a norm. */
+    float zoneout_h, zoneout_c;
+    float dropout; /* how likely c takes in no g, with keys; what it takes in else is multiplied by `scale` */
+    float scale;
+    uint32_t held_h, held_c, dropped_g; /* the three likelihoods in parts of 2^16 */
+    uint32_t first;                     /* the number of the first step, by which masks are drawn */
 } UnrolledCell;
 
 typedef struct {
@@ -59,6 +67,8 @@ typedef struct {
     int32_t packed; /* 1: scratch is that of an earlier call with the same w_h, hidden and instruction set */
     UnrolledCell cell;
     float* sums; /* [T, B, 4, H], to work in where there is a norm and no gates are stored; may be pre */
+    const float* h_mask; /* [B, H]: what h is multiplied by on its way into w_h; NULL for nothing */
+    float* h_in;         /* [2, B, H], to work in where there is an h_mask: the first half is h0 times it */
 } UnrolledForward;
 
 typedef struct {
@@ -78,6 +88,7 @@ typedef struct {
     UnrolledCell cell;
     float* grad_norm; /* [B, 10, H]: of each row, of gains and shifts; with a peephole [B, 13, H], the last three of it;
                          NULL without a norm */
+    const float* h_mask; /* as in UnrolledForward */
 } UnrolledBackward;
 
 /* out [rows, columns] = bias + x [rows, depth] w [depth, columns]; every sum in the order of depth, from bias on. */
@@ -108,6 +119,13 @@ typedef struct {
     const uint8_t* skip; /* [rows]: 1 where the row of x is skipped; NULL for none */
 } UnrolledWeightGradient;
 
+/* The random words of every step from `first` on, counted modulo 2^32, of every key and unit: what masks are made of. */
+typedef struct {
+    int64_t first, steps, rows, units;
+    const uint64_t* keys; /* [rows] */
+    uint32_t* words;      /* [2, steps, rows, units] */
+} UnrolledRandomWords;
+
 UNROLLED_API int32_t unrolled_abi_version(void);
 
 /* torch_parallel_for of the torch in this process, or NULL for one thread. */
@@ -122,6 +140,7 @@ UNROLLED_API const char* unrolled_forward(const UnrolledRun* run, const Unrolled
 UNROLLED_API const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* call);
 UNROLLED_API const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call);
 UNROLLED_API const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeightGradient* call);
+UNROLLED_API const char* unrolled_random_words(const UnrolledRun* run, const UnrolledRandomWords* call);
 
 /* The cells' own functions, of `count` floats: what tests of their accuracy call. y may be x. */
 UNROLLED_API const char* unrolled_sigmoid(const char* instruction_set, const float* x, float* y, int64_t count);

@@ -8,7 +8,7 @@ FRONT = "__init__"
 ARROWS: dict[str, set[str]] = {
     "recurrence.threefry": set(),
     "recurrence.cell": {"recurrence.threefry"},
-    "recurrence.masks": {"recurrence.threefry"},
+    "recurrence.masks": {"recurrence.threefry", "recurrence.kernels", "recurrence.native"},
     "recurrence.reference": {"recurrence.cell"},
     "recurrence.native": set(),
     "recurrence.choose": {"recurrence.native"},
@@ -17,7 +17,7 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.precision": set(),
     "recurrence.calls": set(),
     "recurrence.memory": set(),
-    "recurrence.kernels": {"recurrence.native", "recurrence.memory", "recurrence.cell"},
+    "recurrence.kernels": {"recurrence.native", "recurrence.memory", "recurrence.cell", "recurrence.threefry"},
     "recurrence.products": {"recurrence.kernels", "recurrence.seam", "recurrence.calls"},
     "recurrence.seam": {
         *("recurrence.reference", "recurrence.precision", "recurrence.calls", "recurrence.cell", "recurrence.masks"),

@@ -210,9 +210,8 @@ def total_gradients(
 
 
 def _call(w_h: Tensor, w_hr: Tensor | None, cell: Cell, strict: bool) -> Call:
-    return Call(
-        w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.norm is not None, cell.is_masked
-    )
+    masked_norm = cell.norm is not None and cell.is_held_or_dropped
+    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, masked_norm)
 
 
 def _masked(x: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

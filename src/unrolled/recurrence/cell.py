@@ -92,9 +92,9 @@ class Cell(NamedTuple):
     first: int = 0
 
     @property
-    def is_masked(self) -> bool:
-        """Whether anything here is held, dropped or multiplied by a mask."""
-        return any((self.zoneout_h, self.zoneout_c, self.recurrent_dropout, self.h_mask is not None))
+    def is_held_or_dropped(self) -> bool:
+        """Whether anything of h or c is held, or of g dropped."""
+        return any((self.zoneout_h, self.zoneout_c, self.recurrent_dropout))
 
     def drawn(
         self, first: int, steps: int, widths: tuple[int, int], words: Callable[..., Tensor] = threefry.words
@@ -102,7 +102,7 @@ class Cell(NamedTuple):
         """The masks of some steps, [steps, B, width] each, for h and c of these `widths`."""
         if self.keys is None:
             return Drawn(self.zoneout_h or None, self.zoneout_c or None)
-        if not (self.zoneout_h or self.zoneout_c or self.recurrent_dropout):
+        if not self.is_held_or_dropped:
             return Drawn()
         of_h, of_c = widths
         found = words(self.keys, self.first + first, steps, max(widths))

@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from . import native
 from .cell import PLAIN, TENSORS, Cell
 from .memory import LIMIT, Pool
+from .threefry import threshold
 
 # Scratch up to this size stays with its thread from call to call: fresh memory costs more than what is done in it.
 _KEPT = 64 * 2**20
@@ -44,6 +45,9 @@ class CellStruct(ctypes.Structure):
         ("hard_gates", c_int32),
         ("relu", c_int32),
         ("norm", c_void_p),
+        ("keys", c_void_p),
+        *((name, c_float) for name in ("zoneout_h", "zoneout_c", "dropout", "scale")),
+        *((name, c_uint32) for name in ("held_h", "held_c", "dropped_g", "first")),
     ]
 
 
@@ -55,7 +59,7 @@ class _Forward(ctypes.Structure):
         ("keep_c", c_int32),
         ("packed", c_int32),
         ("cell", CellStruct),
-        ("sums", c_void_p),
+        *_pointers("sums", "h_mask", "h_in"),
     ]
 
 
@@ -66,7 +70,14 @@ class _Backward(ctypes.Structure):
         *_pointers("w_h", "c", "gates", "c0", "resets", "lengths", "grad_pre", "grad_h0", "grad_c0", "scratch"),
         ("scratch_floats", c_int64),
         ("cell", CellStruct),
-        ("grad_norm", c_void_p),
+        *_pointers("grad_norm", "h_mask"),
+    ]
+
+
+class _RandomWords(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("first", "steps", "rows", "units")),
+        *_pointers("keys", "words"),
     ]
 
 
@@ -150,11 +161,15 @@ def forward(
     _expect(c, (steps, rows, hidden) if keep_c else (rows, hidden))
     if gates is not None:
         _expect(gates, (steps, rows, cell.planes, hidden))
+    h_in = None
+    if cell.h_mask is not None:
+        h_in = kept("h_in", 2 * rows * hidden)[: 2 * rows * hidden]
+        torch.mul(h0, cell.h_mask, out=h_in[: rows * hidden].view(rows, hidden))
     call = _Forward(
         *(steps, rows, hidden),
         *_addresses(pre, w_h, h0, c0, resets, lengths, h, c, gates, scratch),
-        *(scratch.numel(), keep_c, packed, cell_struct(cell, hidden)),
-        None if cell.norm is None else pre.data_ptr(),
+        *(scratch.numel(), keep_c, packed, cell_struct(cell, rows, hidden)),
+        *_addresses(None if cell.norm is None else pre, cell.h_mask, h_in),
     )
     _check(_library().unrolled_forward(ctypes.byref(_run()), ctypes.byref(call)))
     return scratch
@@ -189,10 +204,21 @@ def backward(
         *(steps, rows, hidden),
         *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
         *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
-        *(scratch.numel(), cell_struct(cell, hidden), grad_norm.data_ptr()),
+        *(scratch.numel(), cell_struct(cell, rows, hidden), *_addresses(grad_norm, cell.h_mask)),
     )
     _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
     return grad_pre, grad_h0, grad_c0, grad_norm
+
+
+def random_words(keys: Tensor, first: int, steps: int, units: int) -> Tensor:
+    """`threefry.words`."""
+    if keys.dim() != 1 or keys.dtype != torch.int64 or not keys.is_cpu:
+        raise ValueError(f"keys are {list(keys.shape)} {keys.dtype} on {keys.device}, expected int64 [rows] on the CPU")
+    keys = keys.contiguous()
+    words = torch.empty(2, steps, len(keys), units, dtype=torch.int32)
+    call = _RandomWords(first, steps, len(keys), units, *_addresses(keys, words))
+    _check(_library().unrolled_random_words(ctypes.byref(_run()), ctypes.byref(call)))
+    return words
 
 
 def product(
@@ -256,14 +282,23 @@ def contiguous(cell: Cell) -> Cell:
     return cell._replace(**found) if found else cell
 
 
-def cell_struct(cell: Cell, hidden: int) -> CellStruct:
+def cell_struct(cell: Cell, rows: int, hidden: int) -> CellStruct:
     """A cell as the kernels take it; its tensors are contiguous."""
+    if cell.keys is not None and (cell.keys.shape != (rows,) or cell.keys.dtype != torch.int64):
+        raise ValueError(f"keys are {list(cell.keys.shape)} {cell.keys.dtype}, expected int64 [{rows}]")
+    if cell.h_mask is not None:
+        _expect(cell.h_mask, (rows, hidden))
     if cell.peephole is not None:
         _expect(cell.peephole, (3, hidden))
     if cell.norm is not None:
         _expect(cell.norm, (2, 5, hidden))
-    peephole, norm = _addresses(cell.peephole, cell.norm)
-    return CellStruct(peephole, cell.clip, cell.hard_gates, cell.relu, norm)
+    peephole, norm, keys = _addresses(cell.peephole, cell.norm, cell.keys)
+    likely = cell.zoneout_h, cell.zoneout_c, cell.recurrent_dropout
+    return CellStruct(
+        *(peephole, cell.clip, cell.hard_gates, cell.relu, norm, keys, *likely, 1 / (1 - cell.recurrent_dropout)),
+        *(threshold(each) for each in likely),
+        cell.first,
+    )
 
 
 class _Kept(threading.local):
@@ -308,7 +343,7 @@ def _library() -> ctypes.CDLL:
     found = native.library()
     if found is None:
         raise RuntimeError(f"Unrolled has no native library here: {native.missing()}")
-    for name in ("forward", "backward", "product", "weight_gradient"):
+    for name in ("forward", "backward", "product", "weight_gradient", "random_words"):
         getattr(found, f"unrolled_{name}").restype = c_char_p
     for name, arguments in (("forward", 1), ("backward", 1), ("product", 2), ("weight_gradient", 1)):
         scratch = getattr(found, f"unrolled_{name}_scratch")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import threefry
+from . import kernels, native, threefry
 
 # Of the steps of a row, counted modulo 2^32, those that no sequence reaches.
 _OF_H, _OF_X = -1, -2
@@ -52,6 +52,11 @@ def _multiplier(words: Tensor, probability: float, dtype: torch.dtype) -> Tensor
     return kept.to(dtype) / (1 - probability)
 
 
+def _words(keys: Tensor, first: int, steps: int, units: int) -> Tensor:
+    by_kernel = keys.is_cpu and native.missing() is None
+    return (kernels.random_words if by_kernel else threefry.words)(keys, first, steps, units)
+
+
 def _like_words(keys: Tensor, first: int, steps: int, units: int) -> Tensor:
     return keys.new_empty(2, steps, keys.shape[0], units, dtype=torch.int32)
 
@@ -63,6 +68,6 @@ def _map_words(info: Any, in_dims: tuple[int | None, ...], keys: Tensor, first: 
     return words.unflatten(2, keys.shape), 2
 
 
-_LIBRARY.impl("random_words", threefry.words, "CompositeExplicitAutograd")
+_LIBRARY.impl("random_words", _words, "CompositeExplicitAutograd")
 torch.library.register_fake("unrolled::random_words", _like_words, lib=_LIBRARY)
 torch.library.register_vmap("unrolled::random_words", _map_words, lib=_LIBRARY)

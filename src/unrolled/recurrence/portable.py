@@ -48,11 +48,11 @@ def forward(
     h_before, c_before = h0, c0
     block, drawn = _block(rows, hidden, gates), Drawn()
     for t, (h_t, c_t) in enumerate(zip(h.unbind(0), c.unbind(0), strict=True)):
-        if cell.is_masked and t % block == 0:
+        if cell.is_held_or_dropped and t % block == 0:
             masks = cell.drawn(t, min(block, steps - t), (w_h.shape[0], hidden), random_words)
         if (mask := reset_at.get(t)) is not None:
             h_before, c_before = h_before.masked_fill(mask, 0), c_before.masked_fill(mask, 0)
-        if cell.is_masked:
+        if cell.is_held_or_dropped:
             drawn = masks.at(t % block)
         torch.addmm(inputs[t], cell.dropped_h(h_before), weight, out=sums[t])
         if cell.norm is not None:
@@ -143,7 +143,7 @@ def backward(
                 dh.add_(grad_h[t])
             if grad_c is not None:
                 dc.add_(grad_c[t])
-            drawn = masks.at(t - start) if cell.is_masked else masks
+            drawn = masks.at(t - start) if cell.is_held_or_dropped else masks
             dh_held, dc_held = to_before(dh, drawn.held_h), to_before(dc, drawn.held_c)
             if dc_held is not None:
                 dc.copy_(to_new(dc, drawn.held_c))
