@@ -13,6 +13,7 @@ CELLS = [
     {"proj_dim": 2},
     {"peephole": True, "cell_clip": 0.4},
     {"coupled": True, "activation": "relu", "gate_activation": "hard_sigmoid"},
+    {"layer_norm": True, "learn_initial_state": True, "residual": True},
 ]
 
 

@@ -117,6 +117,19 @@ def test_own_features_and_quantities():
     assert heard[-1] == ("inspecting", len(split), len(split))
 
 
+def test_a_projected_h_has_units_of_its_own():
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(len(SYMBOLS), hidden=4, layers=1, embedding=0, proj_dim=2), dtype=torch.float64)
+    tokenizer = CharTokenizer(SYMBOLS)
+    found = inspect(model, Split(tokenizer.encode(text(30)), np.array([0])), tokenizer)
+    assert (len(found.layers[0].mean["h"]), len(found.layers[0].mean["c"])) == (2, 4)
+    c, h = found.relations[0].bits[:, 0]
+    assert not c.isnan().any()
+    assert h.isnan().tolist() == [False, False, True, True]
+    assert {each.unit for each in found.relations[0].ranked()} == {0, 1, 2, 3}
+    assert found.relations[0].bar > 0
+
+
 def test_what_cannot_be_inspected():
     model = planted()
     split = Split(np.arange(len(SYMBOLS)), np.array([0]))

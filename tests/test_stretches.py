@@ -1,3 +1,5 @@
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -80,6 +82,19 @@ def test_without_a_warm_up_a_lane_begins_from_zeros_and_predicts_nothing_at_firs
     torch.testing.assert_close(nats[10:], costs, equal_nan=True)
 
 
+def test_a_learned_initial_state_and_a_projection():
+    torch.manual_seed(0)
+    config = ModelConfig(5, hidden=3, layers=2, embedding=0, learn_initial_state=True, proj_dim=2)
+    model, split = LanguageModel(config, dtype=torch.float64), text()
+    with torch.no_grad():
+        for weights in model.parameters():
+            weights.add_(0.3 * torch.randn_like(weights))
+    trace, costs = whole(model, split)
+    for stretch in stretches(model, split, lanes=3, warm_up=30, steps=5):
+        torch.testing.assert_close(stretch.values(1, "h"), trace.layers[1].h[0, stretch.places])
+        torch.testing.assert_close(stretch.nats, costs[stretch.places], equal_nan=True)
+
+
 def test_the_model_reads_as_in_evaluation_and_keeps_its_mode(model):
     split = text()
     first, _, _ = gathered(model, split)
@@ -89,7 +104,7 @@ def test_the_model_reads_as_in_evaluation_and_keeps_its_mode(model):
 
 
 def test_memory_is_that_of_a_stretch(model, monkeypatch):
-    monkeypatch.setattr("unrolled.stretches._BYTES", 8 * (6 * 2 * 3 + 3 * 5) * 10)
+    monkeypatch.setattr(sys.modules["unrolled.stretches"], "_BYTES", 8 * (6 * 2 * 3 + 3 * 5) * 10)
     assert {len(stretch.places) for stretch in stretches(model, text())} == {10, 1}
     assert max(len(stretch.places) for stretch in stretches(model, text(), lanes=5)) == 10
 

@@ -37,8 +37,8 @@ class UnitCost:
 class Ablation:
     """What holding units still costs.
 
-    `nats`: the loss as it is, mean over `predicted` tokens. `costs` [layers, hidden]: what it is more while one unit's
-    `quantity` is held at `value`; NaN where that was not tried.
+    `nats`: the loss as it is, mean over `predicted` tokens. `costs` [layers, hidden] (of a projected h [layers, proj]):
+    what it is more while one unit's `quantity` is held at `value`; NaN where that was not tried.
     """
 
     nats: float
@@ -79,13 +79,18 @@ def ablate(
     for name, number, least in (("excerpts", excerpts, 1), ("length", length, 1), ("warm_up", warm_up, 0)):
         if number < least:
             raise ValueError(f"{name}={number} must be at least {least}")
-    among = _chosen("layers", layers, model.config.layers), _chosen("units", units, model.config.hidden)
+    if quantity not in ("c", "h"):
+        raise ValueError(f"quantity={quantity!r} must be c or h")
+    if value not in ("mean", "zero"):
+        raise ValueError(f"value={value!r} must be mean or zero")
+    width = model.config.hidden if quantity == "c" else model.config.h_dim
+    among = _chosen("layers", layers, model.config.layers), _chosen("units", units, width)
     subject = _Subject(model, split, excerpts, length, warm_up)
-    costs = torch.full((model.config.layers, model.config.hidden), torch.nan, dtype=torch.float64)
+    costs = torch.full((model.config.layers, width), torch.nan, dtype=torch.float64)
     at_once = subject.units_at_once
     done, of = 0, len(among[0]) * len(among[1])
     for layer in among[0]:
-        held = subject.means(layer, quantity) if value == "mean" else torch.zeros(model.config.hidden)
+        held = subject.means(layer, quantity) if value == "mean" else torch.zeros(width)
         for first in range(0, len(among[1]), at_once):
             some = torch.tensor(among[1][first : first + at_once])
             costs[layer, some] = subject.nats_without(layer, quantity, some, held[some]) - subject.nats
@@ -102,7 +107,7 @@ class _Subject:
         device, begins = device_of(model), spread(split, excerpts, length + 1)
         self._model, self.predicted = model, len(begins) * length
         with torch.inference_mode(), evaluating(model):
-            self._state = model.zero_state(len(begins))
+            self._state = model.initial_state(len(begins))
             if warm_up:
                 ids, resets = excerpt(split, begins[:, None] + np.arange(-warm_up, 0), device)
                 self._state = model(ids, self._state, resets=resets)[1]
@@ -110,6 +115,10 @@ class _Subject:
             self._ids, self._targets, self._resets = ids[:, :-1], ids[:, 1:], resets[:, :-1]
             self._trace = model.trace(self._ids, self._state, resets=self._resets)
             self.nats = float(token_nats(self._trace.output, self._targets).double().mean())
+            # What came up to each layer, and up from the last one.
+            self._below = [model._inputs(self._ids, None)]
+            for number, layer in enumerate(self._trace.layers):
+                self._below.append(self._added(layer.h, self._below[-1], number))
 
     @property
     def units_at_once(self) -> int:
@@ -127,12 +136,12 @@ class _Subject:
         with torch.inference_mode(), evaluating(self._model):
             h = self._held(layer, quantity, units.to(self._ids.device), held.to(self._state.c))
             count = len(units)
-            h = h.flatten(0, 1)
+            x = self._added(h, self._below[layer], layer).flatten(0, 1)
             resets = self._resets.repeat(count, 1)
             for number, above in enumerate(self._model.lstm.layers[layer + 1 :], layer + 1):
                 h0, c0 = (part[number].repeat(count, 1) for part in self._state)
-                h = above(h, h0, c0, resets=resets)[0]
-            nats = token_nats(self._model.lstm._project(h), self._targets.repeat(count, 1))
+                x = self._added(above(x, h0, c0, resets=resets)[0], x, number)
+            nats = token_nats(self._model.lstm._project(x), self._targets.repeat(count, 1))
         of_each: Tensor = nats.double().unflatten(0, (count, -1)).mean(1)
         return of_each.cpu()
 
@@ -140,7 +149,8 @@ class _Subject:
         """h of the layer, [units, excerpts, length, hidden]."""
         own = self._model.lstm.layers[layer]
         assert isinstance(own, LSTMLayer), "a language model has no other layers"
-        x = self._model._inputs(self._ids, None) if layer == 0 else self._trace.layers[layer - 1].h
+        options = own._scan_options()
+        del options["backend"], options["strict"]
         each = torch.arange(len(units), device=units.device)
 
         def hold(values: Tensor, name: str, _: int) -> None:
@@ -149,16 +159,19 @@ class _Subject:
                 values[each, :, units] = held[:, None]
 
         return recurrence.variants(
-            x,
+            self._below[layer],
             *own._weights(),
             self._state.h[layer],
             self._state.c[layer],
             hold,
             len(units),
             resets=self._resets,
-            w_hr=own._w_hr(),
-            cell=own._cell(),
+            **options,
         )
+
+    def _added(self, h: Tensor, below: Tensor, layer: int) -> Tensor:
+        """What a layer hands up."""
+        return h + below if self._model.lstm.residual and layer else h
 
 
 def _chosen(name: str, given: Sequence[int] | None, there: int) -> list[int]:

@@ -41,8 +41,8 @@ class Convergence:
         distances = {"c": self.c, "h": self.h}[name]
         found: list[int | None] = []
         for row in distances:
-            far = (row >= share * row[0]).nonzero()
-            last = int(far[-1]) + 1 if len(far) else 0
+            # With states that are one from the beginning on, every step is as far away as that one.
+            last = int((row >= share * row[0]).nonzero()[-1]) + 1
             found.append(last if last < len(row) else None)
         return found
 

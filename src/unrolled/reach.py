@@ -87,7 +87,7 @@ def _norms(
     """Of c and of h, [layers, rows, window]."""
     device = device_of(model)
     with torch.inference_mode(False), evaluating(model):
-        state = model.zero_state(len(begins))
+        state = model.initial_state(len(begins)).detach()
         if warm_up:
             ids, resets = excerpt(split, begins[:, None] + np.arange(-warm_up, 0), device)
             with torch.no_grad():

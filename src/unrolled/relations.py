@@ -47,7 +47,8 @@ class Found:
 class Relation:
     """What every unit shares with one feature, over `counted` tokens.
 
-    `bits` [quantities, layers, hidden]: mutual information in bits, of `entropy`, which is all that the feature has.
+    `bits` [quantities, layers, hidden]: mutual information in bits, of `entropy`, which is all that the feature has;
+    where h is projected to fewer units than c has, NaN for those that it lacks.
     `shifted` [shifts]: for each circular shift of the feature, the most that any unit and quantity shared with it.
     """
 
@@ -75,7 +76,7 @@ class Relation:
 
     def ranked(self, most: int | None = None) -> list[Found]:
         """Units with the quantity of theirs that shares most, best first."""
-        best, which = self.bits.max(0)
+        best, which = self.bits.nan_to_num(nan=-1.0).max(0)
         order = best.flatten().argsort(descending=True)[:most].tolist()
         places = [divmod(k, best.shape[1]) for k in order]
         return [
@@ -163,12 +164,11 @@ class Tables:
         found = []
         for k, feature in enumerate(self._features):
             bits = [[self._bits(k, (name, layer)) for layer in range(layers)] for name in quantities]
-            shared = torch.stack([torch.stack(of_layers) for of_layers in bits])
-            largest = shared[:, :, 1:].amax((0, 1, 3))
+            largest = torch.stack([each[1:].amax(1) for of_layers in bits for each in of_layers]).amax(0)
+            widest = max(each.shape[1] for of_layers in bits for each in of_layers)
+            shared = torch.stack([torch.stack([_padded(each[0], widest) for each in of_layers]) for of_layers in bits])
             entropy = _entropy(self._kinds_of(k)[:, 0] / self.counted, 0)
-            relation = Relation(
-                feature.name, feature.labels, quantities, shared[:, :, 0], float(entropy), largest, self.counted
-            )
+            relation = Relation(feature.name, feature.labels, quantities, shared, float(entropy), largest, self.counted)
             found.append(relation)
         return tuple(found)
 
@@ -200,6 +200,10 @@ class Tables:
         # What lies above one edge and not above the next.
         joint = -torch.diff(torch.cat([total, above, torch.zeros_like(total)]), dim=0) / self.counted
         return _entropy(joint.sum(0), 0) + _entropy(joint.sum(1), 0) - _entropy(joint.flatten(0, 1), 0)
+
+
+def _padded(bits: Tensor, width: int) -> Tensor:
+    return torch.cat([bits, bits.new_full((width - len(bits),), torch.nan)])
 
 
 def _edges(values: Tensor) -> Tensor:

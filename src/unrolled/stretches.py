@@ -59,7 +59,7 @@ def stretches(
     warm_up: int = WARM_UP,
     steps: int | None = None,
 ) -> Iterator[Stretch]:
-    """Every token of `split` once, in evaluation mode and without gradients; the state starts from zeros at documents.
+    """Every token of `split` once, in evaluation mode and without gradients; the state starts afresh at documents.
 
     One lane carries its state from the text's beginning to its end. Of several, which are read side by side and so
     several times as fast, each begins `warm_up` tokens before its part of the text, from zeros, and what it does there
@@ -92,7 +92,8 @@ def _read(
 ) -> Iterator[Stretch]:
     begins, ends = lanes
     device, size = device_of(model), int(ends[0])
-    state = model.zero_state(len(begins))
+    with torch.inference_mode():
+        state = model.initial_state(len(begins))
     predicted: Tensor | None = None
     for first in [*range(-warm_up, 0, steps), *range(0, size, steps)]:
         last = min(first + steps, 0 if first < 0 else size)

@@ -27,7 +27,7 @@ _ROWS = 256
 
 @dataclass(frozen=True, eq=False)
 class LayerStatistics:
-    """One layer's units over `tokens` steps; every tensor is [hidden], on the CPU, in float64.
+    """One layer's units over `tokens` steps; tensors are [hidden] (of a projected h [proj]), on the CPU, in float64.
 
     - `mean`: of each of h, c, i, f, g, o. `std`, `low`, `high`: of h and c.
     - `left`, `right`: of each gate, the share of steps in which it was saturated.
@@ -103,7 +103,7 @@ class UnitStatistics:
             if name not in self._pivots:
                 # Near the mean, so that squares around it do not cancel where a unit hardly moves.
                 self._pivots[name] = some[name].mean(0)
-            away = torch.sub(some[name], self._pivots[name], out=scratch)
+            away = some[name] - self._pivots[name]
             self._sum(("sum", name), away)
             self._sum(("squares", name), away.mul_(away))
             low, high = some[name].amin(0).cpu(), some[name].amax(0).cpu()
