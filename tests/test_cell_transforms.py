@@ -26,8 +26,6 @@ ALL: dict[str, Any] = {
 
 
 def new_layer(backend: str) -> LSTMLayer:
-    if backend == "cpu":
-        pytest.skip("the native kernel has no layer normalisation yet")
     layer = redraw(LSTMLayer(5, 7, backend=backend, dtype=dtype_of(backend), **ALL))
     assert isinstance(layer, LSTMLayer)
     return layer
