@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from . import cpu, portable, products, reference
+from . import cpu, edited, portable, products, reference
 from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
 from .masks import drawn_seed, random_words, row_keys, sequence_mask, weight_mask
@@ -35,9 +35,11 @@ __all__ = [
     "of_layer",
     "row_keys",
     "scan",
+    "scan_edited",
     "sequence_mask",
     "states",
     "total_gradients",
+    "variants",
     "weight_mask",
 ]
 
@@ -146,6 +148,63 @@ def states(
     return h.transpose(0, 1), c.transpose(0, 1)
 
 
+def scan_edited(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    edit: edited.Edit,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
+    start: Start | None = None,
+    x_mask: Tensor | None = None,
+) -> Scanned:
+    """`scan`, step by step in plain torch, with `edit` in every step; its `pre` is None."""
+    if x.shape[1] == 0:
+        return scan(x, w_x, w_h, bias, h0, c0, w_hr=w_hr, cell=cell, backend="reference")._replace(pre=None)
+    x, lengths = _checked(x, lengths, w_x.shape[0])
+    x, scale = _masked(x, x_mask)
+    pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=False, strict=False)
+    options: dict[str, Any] = {"w_hr": w_hr, "cell": cell, "start": start, "lengths": lengths}
+    options["resets"] = None if resets is None else resets.t()
+    with full_precision(w_h):
+        made = list(edited.steps(pre, w_h, h0, c0, edit, **options))
+    h, c, i, f, g, o = (torch.stack(values, 1) for values in zip(*made, strict=True))
+    return Scanned(h, c, torch.stack([i, f, g, o], 2), None)
+
+
+def variants(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    edit: edited.Edit,
+    count: int,
+    *,
+    resets: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
+    start: Start | None = None,
+) -> Tensor:
+    """h [count, B, T, H] of the same sequence run `count` times side by side: `edit` gets values [count, B, width].
+
+    The product with x is taken once for all of them. There is at least one step.
+    """
+    pre = _inputs(_checked(x, None, w_x.shape[0])[0], w_x, bias, w_h.dtype, None, native=False, strict=False)
+    h0, c0 = (first.expand(count, *first.shape) for first in (h0, c0))
+    resets = None if resets is None else resets.t()
+    with full_precision(w_h):
+        made = edited.steps(pre, w_h, h0, c0, edit, resets=resets, w_hr=w_hr, cell=cell, start=start)
+        return torch.stack([each.h for each in made], 2)
+
+
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`torch.nn.functional.linear` of x [B, T, H] with bits for each row that no other row changes.
 
@@ -210,9 +269,7 @@ def total_gradients(
 
 
 def _call(w_h: Tensor, w_hr: Tensor | None, cell: Cell, strict: bool) -> Call:
-    return Call(
-        w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.norm is not None, cell.is_masked
-    )
+    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.is_masked)
 
 
 def _masked(x: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -25,7 +25,6 @@ class Call(NamedTuple):
     forward_mode: bool
     strict: bool = False
     projected: bool = False
-    normed: bool = False
     masked: bool = False
 
 
@@ -91,8 +90,6 @@ def _refusal(backend: str, call: Call) -> str | None:
         return "it takes float32 on the CPU"
     if backend == "cpu" and call.projected:
         return "it has no projection of h in the recurrence"
-    if backend == "cpu" and call.normed:
-        return "it has no layer normalisation in the recurrence"
     if backend == "cpu" and call.masked:
         return "it has no zoneout and no dropout in the recurrence"
     if backend == "cpu" and (missing := _missing()) is not None:
