@@ -27,6 +27,7 @@ __all__ = [
     "Scanned",
     "backends",
     "check_name",
+    "checked",
     "last_step",
     "linear",
     "scan",
@@ -81,7 +82,7 @@ def scan(
     chosen = choose(
         backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.norm is not None)
     )
-    x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
+    x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     resets = None if resets is None else resets.t()
     if chosen == "reference":
         pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype)
@@ -90,14 +91,11 @@ def scan(
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype, native=chosen == "cpu", strict=strict)
         kernel, projection = (cpu.scan, ()) if chosen == "cpu" else (portable.scan, (w_hr,))
-        if start is None or resets is None:
-            h, c, gates = kernel(pre, w_h, h0, c0, resets, lengths, *projection, *cell)
-        else:
 
-            def part(some: Tensor, h: Tensor, c: Tensor, left: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-                return kernel(some, w_h, h, c, None, left, *projection, *cell)
+        def run(pre: Tensor, *state_and_masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            return kernel(pre, w_h, *state_and_masks, *projection, *cell)
 
-            h, c, gates = run_parts(part, pre, h0, c0, resets, lengths, start)
+        h, c, gates = run_parts(run, pre, h0, c0, resets, lengths, start)
     if cell.norm is not None:
         gates = gates[:, :, :4]
     followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -129,7 +127,7 @@ def states(
         options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
-    x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
+    x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict, cell)
     return h.transpose(0, 1), c.transpose(0, 1)
 
@@ -193,7 +191,7 @@ def total_gradients(
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
 
 
-def _checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Tensor | None]:
+def checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Tensor | None]:
     """x and lengths with their values checked; x is 0 behind a row's length, whatever it held."""
     if lengths is not None:
         steps = x.shape[1]
