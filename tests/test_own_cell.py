@@ -301,6 +301,13 @@ def test_what_is_no_cell() -> None:
         MultiLayerLSTM(3, 3, cell=3)
 
 
+def test_nobody_has_a_hand_in_it() -> None:
+    model = MultiLayerLSTM(3, 3, cell=Gru)
+    with pytest.raises(ValueError) as error:
+        model.trace(torch.ones(2, 4, 3), edit=lambda values, place: None)
+    assert str(error.value) == "cell=Gru makes its values where no edit sees them: change them in the cell"
+
+
 def test_who_computes_the_library_s_cells_alone(tmp_path: Path) -> None:
     model = MultiLayerLSTM(3, 3, cell=Gru)
     file = tmp_path / "m.onnx"

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from . import own_cell, recurrence
 from .arguments import check_input, check_layer_state, check_masks, check_same_rows
 from .cell_options import DEFAULTS, LayerKeywords, LayerOptions
+from .edits import Edit, Place, check_layer
 from .layer_trace import LayerTrace
 from .own_cell import OwnTrace
 from .recurrence import Cell
@@ -171,18 +172,55 @@ class LSTMLayer(nn.Module):
         *,
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
+        edit: Edit | None = None,
     ) -> LayerTrace:
         """`forward`, opened: the same computation with its gates. The arguments are those of `forward`.
 
-        Of a cell of one's own it is an `OwnTrace`, whatever the type says: that is for the library's cells.
+        `edit` gets i, f, g, c, o and h of every step as each is made, and what it returns takes their place from there
+        on; the layer is then run step by step in plain torch. BackendUnavailable where `strict` or `backend` ask for
+        the native kernel.
+
+        Of a cell of one's own it is an `OwnTrace`, whatever the type says: that is for the library's cells. ValueError
+        for an edit of one.
         """
         if self.cell is not None:
+            if edit is not None:
+                name = own_cell.name_of(self.cell)
+                raise ValueError(f"cell={name} makes its values where no edit sees them: change them in the cell")
             return cast(LayerTrace, self._run_own(x, h0, c0, resets, lengths))
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
         w_x, w_h, bias = self._weights()
+        if edit is not None:
+            return self._edited(x, (h0, c0), (w_x, w_h, bias), resets, lengths, edit)
         options = self._scan_options()
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
         return LayerTrace.of(scanned, (h0, c0), (w_h, options["w_hr"]), resets, lengths, options["cell"])
+
+    def _edited(
+        self,
+        x: Tensor,
+        initial: tuple[Tensor, Tensor],
+        weights: tuple[Tensor, Tensor, Tensor],
+        resets: Tensor | None,
+        lengths: Tensor | None,
+        edit: Edit,
+    ) -> LayerTrace:
+        if self.strict or self.backend == "cpu":
+            asked = "strict=True" if self.strict else 'backend="cpu"'
+            raise recurrence.BackendUnavailable(
+                f"an edited trace runs step by step in plain torch, and {asked} asks for the native kernel; set "
+                "strict = False and backend = 'auto' for it"
+            )
+        check_layer(edit, 1)
+        options = self._scan_options()
+        del options["backend"], options["strict"]
+
+        def at(values: Tensor, name: str, time: int) -> Tensor | None:
+            return edit(values, Place(0, name, time))
+
+        scanned = recurrence.scan_edited(x, *weights, *initial, at, resets=resets, lengths=lengths, **options)
+        recurrent = weights[1], options["w_hr"]
+        return LayerTrace.of(scanned, initial, recurrent, resets, lengths, options["cell"]).as_edited()
 
     def extra_repr(self) -> str:
         backend = "" if self.backend == "auto" else f", backend={self.backend!r}"

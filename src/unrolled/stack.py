@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from . import recurrence
 from .arguments import check_input, check_same_rows, check_state
 from .cell_options import LayerKeywords
-from .directions import Passed, run_layers
+from .directions import Passed, RunLayer, run_layers
+from .edits import Edit, edited
 from .layer import LSTMLayer
 from .layer_trace import LayerGradients, LayerTrace, gradients
 from .own_cell import NewStep, OwnTrace, check_new_step
@@ -192,9 +193,15 @@ class MultiLayerLSTM(nn.Module):
         *,
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
+        edit: Edit | None = None,
     ) -> Trace:
-        """`forward`, opened: the same computation, dropout included, with every layer's gates. Arguments as there."""
-        passed = self._run(x, state, resets, lengths, traced=True)
+        """`forward`, opened: the same computation, dropout included, with every layer's gates. Arguments as there.
+
+        `edit(values, place)` gets i, f, g, c, o and h of every layer and step, each [batch, width] as it is made; what
+        it returns takes their place, and the computation runs on with it. Edited layers run step by step in plain
+        torch; with a `Clamp`, that is the layer which it names.
+        """
+        passed = self._run(x, state, resets, lengths, traced=True, edit=edit)
         return Trace(self._project(self.dropout(passed.output)), passed.state, passed.traces)
 
     def extra_repr(self) -> str:
@@ -220,14 +227,17 @@ class MultiLayerLSTM(nn.Module):
         lengths: Tensor | None,
         *,
         traced: bool,
+        edit: Edit | None = None,
     ) -> Passed:
         directions = [self.layers] if self.reverse_layers is None else [self.layers, self.reverse_layers]
         state = self._initial(x, state)
         # What a layer with a cell of its own gives does not show its state, and its trace costs nothing.
-        layers = [
+        layers: list[list[RunLayer]] = [
             [layer.trace if traced or layer.cell is not None else layer for layer in both]
             for both in zip(*directions, strict=True)
         ]
+        if edit is not None:
+            layers = edited(layers, edit)
         return run_layers(x, state, layers, self.dropout, resets=resets, lengths=lengths, residual=self.residual)
 
     def _draw_projection(self) -> None:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from . import cpu, portable, products, reference
+from . import cpu, edited, portable, products, reference
 from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
 from .precision import full_precision
@@ -31,8 +31,10 @@ __all__ = [
     "last_step",
     "linear",
     "scan",
+    "scan_edited",
     "states",
     "total_gradients",
+    "variants",
 ]
 
 
@@ -130,6 +132,61 @@ def states(
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict, cell)
     return h.transpose(0, 1), c.transpose(0, 1)
+
+
+def scan_edited(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    edit: edited.Edit,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
+    start: Start | None = None,
+) -> Scanned:
+    """`scan`, step by step in plain torch, with `edit` in every step; its `pre` is None."""
+    if x.shape[1] == 0:
+        return scan(x, w_x, w_h, bias, h0, c0, w_hr=w_hr, cell=cell, backend="reference")._replace(pre=None)
+    x, lengths = checked(x, lengths, w_x.shape[0])
+    pre = _inputs(x, w_x, bias, w_h.dtype, native=False, strict=False)
+    options: dict[str, Any] = {"w_hr": w_hr, "cell": cell, "start": start, "lengths": lengths}
+    options["resets"] = None if resets is None else resets.t()
+    with full_precision(w_h):
+        made = list(edited.steps(pre, w_h, h0, c0, edit, **options))
+    h, c, i, f, g, o = (torch.stack(values, 1) for values in zip(*made, strict=True))
+    return Scanned(h, c, torch.stack([i, f, g, o], 2), None)
+
+
+def variants(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    edit: edited.Edit,
+    count: int,
+    *,
+    resets: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
+    start: Start | None = None,
+) -> Tensor:
+    """h [count, B, T, H] of the same sequence run `count` times side by side: `edit` gets values [count, B, width].
+
+    The product with x is taken once for all of them. There is at least one step.
+    """
+    pre = _inputs(checked(x, None, w_x.shape[0])[0], w_x, bias, w_h.dtype, native=False, strict=False)
+    h0, c0 = (first.expand(count, *first.shape) for first in (h0, c0))
+    resets = None if resets is None else resets.t()
+    with full_precision(w_h):
+        made = edited.steps(pre, w_h, h0, c0, edit, resets=resets, w_hr=w_hr, cell=cell, start=start)
+        return torch.stack([each.h for each in made], 2)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
