@@ -1,4 +1,6 @@
 // One layer over time, backward: the gradients of the pre-activations, step by step from the last.
+//
+// With layer normalisation a step's product leaves what reaches h, and when that is there for a row, its cell follows.
 #pragma once
 
 #include "cell.h"
@@ -47,7 +49,7 @@ struct BackwardStep {
             const bool cut = starts(t + 1, row);
             for (int v = 0; v < kPanel && unit + v * kLanes < hidden; ++v) {
                 const Vector dh = cut ? zero() : sum[r][v];
-                if (t < 0) {
+                if (t < 0 || (!kPlain && call.cell.norm != nullptr)) {
                     store_some(call.grad_h0 + row * hidden + unit + v * kLanes, dh, hidden - unit - v * kLanes);
                 } else {
                     cell(row, unit + v * kLanes, dh);
@@ -59,23 +61,49 @@ struct BackwardStep {
     // `carried` is what comes from later steps; grad_c0 holds dL/dc on its way down.
     UNROLLED_INLINE void cell(int64_t row, int64_t unit, Vector carried) const {
         const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
-        const float* gates = call.gates + at * 4 * hidden + unit;
-        const Vector i = load_some(gates, count), f = load_some(gates + hidden, count);
-        const Vector g = load_some(gates + 2 * hidden, count), o = load_some(gates + 3 * hidden, count);
         const Options<kPlain> options{call.cell, hidden};
+        const Vector o = load_some(gates_of(row) + 3 * hidden + unit, count);
         const Vector c = load_some(call.c + at * hidden + unit, count), squashed_c = options.squashed(c);
+        const Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
+        const Vector dc = fma(dh * o, options.squashed_slope(squashed_c), carried_c(row, unit));
+        const Gradients found = gates(row, unit, c, dc, output_gate(options, row, unit, dh * squashed_c, o));
+        float* pre = call.grad_pre + at * 4 * hidden + unit;
+        for (int gate = 0; gate < 4; ++gate) store_some(pre + gate * hidden, found.pre[gate], count);
+    }
+
+    const float* gates_of(int64_t row) const {
+        return call.gates + (t * call.rows + row) * (kPlain ? 4 : planes(call)) * call.hidden;
+    }
+
+    // dL/dc from later steps and from outside.
+    UNROLLED_INLINE Vector carried_c(int64_t row, int64_t unit) const {
+        const int64_t count = call.hidden - unit;
+        const Vector given = cotangent(call.grad_c, t, row, unit, count);
+        return t + 1 < call.steps ? given + load_some(call.grad_c0 + row * call.hidden + unit, count) : given;
+    }
+
+    UNROLLED_INLINE Vector output_gate(const Options<kPlain>& options, int64_t row, int64_t unit, Vector d_o,
+                                       Vector o) const {
+        const int64_t at = 3 * call.hidden + unit, count = call.hidden - unit;
+        if (call.grad_gates.data != nullptr) d_o = d_o + cotangent(call.grad_gates, t, row, at, count);
+        return d_o * options.gate_slope(o);
+    }
+
+    struct Gradients {
+        Vector pre[4], c_before;
+    };
+
+    // From dL/dc_t, but for what o sees of it, and the gradient behind o to those behind the other gates; and on to
+    // dL/dc of the step before.
+    UNROLLED_INLINE Gradients gates(int64_t row, int64_t unit, Vector c, Vector dc, Vector d_o) const {
+        const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
+        const Options<kPlain> options{call.cell, hidden};
+        const float* own = gates_of(row) + unit;
+        const Vector i = load_some(own, count), f = load_some(own + hidden, count);
+        const Vector g = load_some(own + 2 * hidden, count);
         const bool fresh = starts(t, row);
         const float* before = fresh ? zeros : t ? call.c + (at - call.rows) * hidden : call.c0 + row * hidden;
         const Vector c_before = load_some(before + unit, count);
-        float* carried_c = call.grad_c0 + row * hidden + unit;
-
-        const Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
-        Vector dc = cotangent(call.grad_c, t, row, unit, count);
-        if (t + 1 < call.steps) dc = dc + load_some(carried_c, count);
-        dc = fma(dh * o, options.squashed_slope(squashed_c), dc);
-        Vector d_o = dh * squashed_c;
-        if (call.grad_gates.data != nullptr) d_o = d_o + cotangent(call.grad_gates, t, row, 3 * hidden + unit, count);
-        d_o = d_o * options.gate_slope(o);
         if (options.peephole()) dc = fma(d_o, options.peephole_at(2, unit), dc);
         if (options.clips()) dc = options.through_clip(dc, c);
         Vector di = dc * g, df = dc * c_before, dg = dc * i;
@@ -90,12 +118,63 @@ struct BackwardStep {
         if (options.peephole()) {
             dc = fma(di, options.peephole_at(0, unit), fma(df, options.peephole_at(1, unit), dc));
         }
-        float* pre = call.grad_pre + at * 4 * hidden + unit;
-        store_some(pre, di, count);
-        store_some(pre + hidden, df, count);
-        store_some(pre + 2 * hidden, dg * options.squashed_slope(g), count);
-        store_some(pre + 3 * hidden, d_o, count);
-        store_some(carried_c, fresh ? zero() : dc, count);
+        store_some(call.grad_c0 + row * hidden + unit, fresh ? zero() : dc, count);
+        return {{di, df, dg * options.squashed_slope(g), d_o}, c_before};
+    }
+
+    // The cells of a whole row, behind the product, which has left dL/dh in grad_h0: that of the normed c is put there
+    // on the way, and the gradients behind the gates where those of the sums will be.
+    void normed(int64_t row) const {
+        const int64_t hidden = call.hidden, at = t * call.rows + row;
+        const Options<kPlain> options{call.cell, hidden};
+        const float *c = call.c + at * hidden, *own = gates_of(row), *sums = own + 4 * hidden;
+        float *through = call.grad_h0 + row * hidden, *pre = call.grad_pre + at * 4 * hidden;
+        const NormGradient gradient{call.grad_norm + row * (options.peephole() ? 13 : 10) * hidden, hidden};
+        const float size = static_cast<float>(hidden);
+
+        const auto of_c = moments<1>(hidden, [&](int, int64_t unit) { return c + unit; });
+        RowSums<2> along_c;
+        for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) {
+            const Vector standard = of_c.standard(0, load_some(c + unit, count));
+            const Vector squashed_c = options.squashed(options.normed(4, unit, standard));
+            const Vector o = load_some(own + 3 * hidden + unit, count);
+            const Vector dh = load_some(through + unit, count) + cotangent(call.grad_h, t, row, unit, count);
+            const Vector seen = dh * o * options.squashed_slope(squashed_c);
+            gradient.add(4, unit, count, seen, standard);
+            store_some(through + unit, seen, count);
+            store_some(pre + 3 * hidden + unit, output_gate(options, row, unit, dh * squashed_c, o), count);
+            along_c.add(0, v, seen * options.gain_at(4, unit), standard);
+        });
+        const Along<1> back_to_c(along_c, size);
+
+        const auto of_gates = moments<4>(hidden, [&](int gate, int64_t unit) { return sums + gate * hidden + unit; });
+        RowSums<8> along;
+        for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) {
+            const Vector c_now = load_some(c + unit, count);
+            const Vector seen = load_some(through + unit, count) * options.gain_at(4, unit);
+            const Vector dc = back_to_c.through(0, seen, of_c.standard(0, c_now), of_c.factor[0]);
+            const Vector d_o = load_some(pre + 3 * hidden + unit, count);
+            const Gradients found = gates(row, unit, c_now, carried_c(row, unit) + dc, d_o);
+#pragma GCC unroll 4
+            for (int gate = 0; gate < 4; ++gate) {
+                const Vector standard = of_gates.standard(gate, load_some(sums + gate * hidden + unit, count));
+                gradient.add(gate, unit, count, found.pre[gate], standard);
+                store_some(pre + gate * hidden + unit, found.pre[gate], count);
+                along.add(gate, v, found.pre[gate] * options.gain_at(gate, unit), standard);
+            }
+            if (options.peephole()) gradient.add_peephole(unit, count, found.pre, found.c_before, c_now);
+        });
+        const Along<4> back(along, size);
+        for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
+#pragma GCC unroll 4
+            for (int gate = 0; gate < 4; ++gate) {
+                const int64_t k = gate * hidden + unit;
+                const Vector standard = of_gates.standard(gate, load_some(sums + k, count));
+                const Vector behind = load_some(pre + k, count) * options.gain_at(gate, unit);
+                const Vector given = cotangent(call.grad_gates, t, row, 4 * hidden + k, count);
+                store_some(pre + k, back.through(gate, behind, standard, of_gates.factor[gate]) + given, count);
+            }
+        });
     }
 };
 
@@ -128,6 +207,15 @@ void backward_step(const BackwardTask& task, int64_t t, Range rows, Range blocks
     }
 }
 
+// The cells of whole rows, behind the step's product.
+inline void normed_step(const BackwardTask& task, int64_t t, Range rows) {
+    const UnrolledBackward& call = task.call;
+    const BackwardStep<false> step{call, task.packed, task.zeros, t, 0, nullptr};
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        if (call.lengths == nullptr || call.lengths[row] > t) step.normed(row);
+    }
+}
+
 // Row (gate, j) of the block's panel: W_h[n, gate, j] for the block's n, 0 behind the last.
 inline void pack_backward(const BackwardTask& task, int64_t block, int64_t gate) {
     const int64_t hidden = task.call.hidden, unit = block * kBlockColumns;
@@ -156,8 +244,17 @@ void backward(const void* given, int64_t phase, int64_t slot) {
     }
     const Range rows = part(task.call.rows, grid.row_groups, slot / grid.unit_groups);
     const Range mine = part(blocks, grid.unit_groups, slot % grid.unit_groups);
-    if (grid.unit_groups > 1) return backward_step<kPlain>(task, task.call.steps - phase, rows, mine);
-    for (int64_t t = task.call.steps - 1; t >= -1; --t) backward_step<kPlain>(task, t, rows, mine);
+    const bool normalises = !kPlain && task.call.cell.norm != nullptr;
+    const int64_t last = task.call.steps - 1;
+    if (grid.unit_groups > 1) {
+        if (!normalises) return backward_step<kPlain>(task, last - (phase - 1), rows, mine);
+        if (phase % 2 == 1) return backward_step<kPlain>(task, last - phase / 2, rows, mine);
+        return normed_step(task, last - (phase / 2 - 1), own_rows(rows, grid, slot));
+    }
+    for (int64_t t = last; t >= -1; --t) {
+        backward_step<kPlain>(task, t, rows, mine);
+        if (normalises && t >= 0) normed_step(task, t, rows);
+    }
 }
 
 }  // namespace UNROLLED_ISA

@@ -18,10 +18,19 @@ struct Options {
     bool clips() const { return !kPlain && cell.clip > 0.0f; }
     bool hard_gates() const { return !kPlain && cell.hard_gates != 0; }
     bool relu() const { return !kPlain && cell.relu != 0; }
+    bool normalises() const { return !kPlain && cell.norm != nullptr; }
 
     // Of i, f and o, in this order.
     UNROLLED_INLINE Vector peephole_at(int64_t which, int64_t unit) const {
         return load_some(cell.peephole + which * hidden + unit, hidden - unit);
+    }
+
+    // Gain and shift of i, f, g, o or c.
+    UNROLLED_INLINE Vector gain_at(int64_t which, int64_t unit) const {
+        return load_some(cell.norm + which * hidden + unit, hidden - unit);
+    }
+    UNROLLED_INLINE Vector normed(int64_t which, int64_t unit, Vector standard) const {
+        return fma(standard, gain_at(which, unit), gain_at(5 + which, unit));
     }
 
     // NaN stays NaN everywhere here: of two operands `minimum` and `maximum` then give the second.
@@ -55,12 +64,16 @@ struct Options {
 
 inline constexpr UnrolledCell kPlainCell{};
 
+struct Gates {
+    Vector i, f, g, o, c;
+};
+
 struct Cell {
     Vector i, f, g, o, c, h;
 };
 
 template <bool kPlain>
-UNROLLED_INLINE Cell next_cell(const Vector* pre, Vector c_before, const Options<kPlain>& options, int64_t unit) {
+UNROLLED_INLINE Gates next_gates(const Vector* pre, Vector c_before, const Options<kPlain>& options, int64_t unit) {
     Vector pre_i = pre[0], pre_f = pre[1], pre_o = pre[3];
     if (options.peephole()) {
         pre_i = fma(options.peephole_at(0, unit), c_before, pre_i);
@@ -70,8 +83,13 @@ UNROLLED_INLINE Cell next_cell(const Vector* pre, Vector c_before, const Options
     Vector c = fma(f, c_before, i * g);
     if (options.clips()) c = options.clipped(c);
     if (options.peephole()) pre_o = fma(options.peephole_at(2, unit), c, pre_o);
-    const Vector o = options.gate(pre_o);
-    return {i, f, g, o, c, o * options.squashed(c)};
+    return {i, f, g, options.gate(pre_o), c};
+}
+
+template <bool kPlain>
+UNROLLED_INLINE Cell next_cell(const Vector* pre, Vector c_before, const Options<kPlain>& options, int64_t unit) {
+    const Gates next = next_gates(pre, c_before, options, unit);
+    return {next.i, next.f, next.g, next.o, next.c, next.o * options.squashed(next.c)};
 }
 
 // The same out of line, for kernels whose time goes into reading weights: their code stays small.

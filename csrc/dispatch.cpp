@@ -83,7 +83,8 @@ const char* check_strides(const UnrolledGradient& gradient) {
 }
 
 bool is_plain(const UnrolledCell& cell) {
-    return cell.peephole == nullptr && cell.clip == 0.0f && cell.hard_gates == 0 && cell.relu == 0;
+    return cell.peephole == nullptr && cell.clip == 0.0f && cell.hard_gates == 0 && cell.relu == 0 &&
+           cell.norm == nullptr;
 }
 
 const char* check_elements(const UnrolledRun& run, const float* x, const float* y, int64_t count) {
@@ -123,6 +124,8 @@ const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call
     if (!call->pre || !call->w_h || !call->h0 || !call->c0 || !call->h || !call->c || !call->scratch) {
         return "pre, w_h, h0, c0, h, c and scratch must not be NULL";
     }
+    const bool normalises = call->cell.norm != nullptr;
+    if (normalises && !call->gates && !call->sums) return "with a norm, gates or sums must not be NULL";
     if (call->scratch_floats < unrolled_forward_scratch(call->hidden)) return "scratch is too small";
     const Kernels& kernel = *kernels(run);
     const int64_t hidden = call->hidden, blocks = (hidden + kernel.lanes - 1) / kernel.lanes;
@@ -130,7 +133,7 @@ const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call
     float* zeros = task.packed + 4 * hidden * round_up(hidden, kernel.lanes);
     std::memset(zeros, 0, hidden * sizeof *zeros);
     task.zeros = zeros;
-    const int64_t walk = task.grid.unit_groups > 1 ? call->steps : 1;
+    const int64_t walk = task.grid.unit_groups > 1 ? call->steps * (normalises ? 2 : 1) : 1;
     const Share share = is_plain(call->cell) ? kernel.forward : kernel.variant_forward;
     run_phases(share, &task, walk + (call->packed ? 0 : 1), task.grid.slots());
     return nullptr;
@@ -151,6 +154,8 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     if (call->steps > 0 && (!call->c || !call->gates || !call->grad_pre)) {
         return "c, gates and grad_pre must not be NULL";
     }
+    const bool normalises = call->cell.norm != nullptr;
+    if (normalises && !call->grad_norm) return "with a norm, grad_norm must not be NULL";
     if (call->scratch_floats < unrolled_backward_scratch(call->hidden)) return "scratch is too small";
     const Kernels& kernel = *kernels(run);
     const int64_t hidden = call->hidden, columns = 4 * kernel.lanes, blocks = (hidden + columns - 1) / columns;
@@ -159,7 +164,11 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     std::memset(zeros, 0, 4 * hidden * sizeof *zeros);
     task.zeros = zeros;
     if (call->steps == 0) std::memset(call->grad_c0, 0, call->rows * hidden * sizeof *call->grad_c0);
-    const int64_t walk = task.grid.unit_groups > 1 ? call->steps + 1 : 1;
+    if (normalises) {
+        const int64_t floats = call->rows * (call->cell.peephole != nullptr ? 13 : 10) * hidden;
+        std::memset(call->grad_norm, 0, floats * sizeof *call->grad_norm);
+    }
+    const int64_t walk = task.grid.unit_groups > 1 ? call->steps * (normalises ? 2 : 1) + 1 : 1;
     const Share share = is_plain(call->cell) ? kernel.backward : kernel.variant_backward;
     run_phases(share, &task, walk + 1, task.grid.slots());
     return nullptr;

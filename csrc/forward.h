@@ -1,7 +1,10 @@
 // One layer over time, forward: at every step the product with W_h, and in its registers the cell.
+//
+// With layer normalisation the sums are stored instead, and when those of a row are there, its cell follows.
 #pragma once
 
 #include "cell.h"
+#include "norm.h"
 #include "tasks.h"
 #include "tile.h"
 
@@ -10,6 +13,16 @@ namespace UNROLLED_ISA {
 
 // Rows that are handled together before the next panel of weights: their list lives on the stack.
 constexpr int64_t kRowChunk = 128;
+
+template <typename Call>
+UNROLLED_INLINE int64_t planes(const Call& call) {
+    return call.cell.norm != nullptr ? 8 : 4;
+}
+
+inline float* sums_at(const UnrolledForward& call, int64_t at) {
+    if (call.gates == nullptr) return call.sums + at * 4 * call.hidden;
+    return call.gates + (at * 8 + 4) * call.hidden;
+}
 
 template <bool kPlain>
 struct ForwardStep {
@@ -60,8 +73,13 @@ struct ForwardStep {
     UNROLLED_INLINE void finish(int64_t row, int64_t unit, const Vector* sum) const {
         const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
         const bool kept = call.keep_c != 0;
-        const float* c_before = before(call.c, call.c0, row, kept) + unit;
         const Options<kPlain> options{call.cell, hidden};
+        if (options.normalises()) {
+            float* sums = sums_at(call, at) + unit;
+            for (int gate = 0; gate < 4; ++gate) store_some(sums + gate * hidden, sum[gate], count);
+            return;
+        }
+        const float* c_before = before(call.c, call.c0, row, kept) + unit;
         const Cell cell = next_cell(sum, load_some(c_before, count), options, unit);
         if (call.gates != nullptr) {
             float* gates = call.gates + at * 4 * hidden + unit;
@@ -73,6 +91,14 @@ struct ForwardStep {
         store_some(call.c + (kept ? at : row) * hidden + unit, cell.c, count);
         store_some(call.h + at * hidden + unit, cell.h, count);
     }
+
+    void normed(int64_t row) const {
+        const int64_t hidden = call.hidden, at = t * call.rows + row;
+        const bool kept = call.keep_c != 0;
+        normed_cell({call.cell, hidden}, {sums_at(call, at), hidden, 1}, before(call.c, call.c0, row, kept),
+                    call.c + (kept ? at : row) * hidden, call.h + at * hidden,
+                    call.gates != nullptr ? call.gates + at * 8 * hidden : nullptr);
+    }
 };
 
 inline void clear_ended(const UnrolledForward& call, int64_t t, int64_t row, int64_t begin, int64_t end) {
@@ -80,7 +106,23 @@ inline void clear_ended(const UnrolledForward& call, int64_t t, int64_t row, int
     std::memset(call.h + at * hidden + begin, 0, bytes);
     std::memset(call.c + (call.keep_c ? at : row) * hidden + begin, 0, bytes);
     if (call.gates == nullptr) return;
-    for (int gate = 0; gate < 4; ++gate) std::memset(call.gates + (at * 4 + gate) * hidden + begin, 0, bytes);
+    const int64_t all = planes(call);
+    for (int64_t k = 0; k < all; ++k) std::memset(call.gates + (at * all + k) * hidden + begin, 0, bytes);
+}
+
+// The cells of whole rows, behind the step's sums.
+inline void normed_step(const ForwardTask& task, int64_t t, Range rows) {
+    const UnrolledForward& call = task.call;
+    const ForwardStep<false> step{call, task.packed, task.zeros, t, 0, 0, nullptr};
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        if (call.lengths == nullptr || call.lengths[row] > t) step.normed(row);
+    }
+}
+
+// The share of a group's rows that one of its slots has, where they take turns with units and with rows.
+inline Range own_rows(Range rows, const Grid& grid, int64_t slot) {
+    const Range share = part(rows.end - rows.begin, grid.unit_groups, slot % grid.unit_groups);
+    return {rows.begin + share.begin, rows.begin + share.end};
 }
 
 template <bool kPlain>
@@ -132,8 +174,16 @@ void forward(const void* given, int64_t phase, int64_t slot) {
         return;
     }
     const Range rows = part(task.call.rows, grid.row_groups, slot / grid.unit_groups);
-    if (grid.unit_groups > 1) return forward_step<kPlain>(task, phase, rows, mine);
-    for (int64_t t = 0; t < task.call.steps; ++t) forward_step<kPlain>(task, t, rows, mine);
+    const bool normalises = !kPlain && task.call.cell.norm != nullptr;
+    if (grid.unit_groups > 1) {
+        if (!normalises) return forward_step<kPlain>(task, phase, rows, mine);
+        if (phase % 2 == 0) return forward_step<kPlain>(task, phase / 2, rows, mine);
+        return normed_step(task, phase / 2, own_rows(rows, grid, slot));
+    }
+    for (int64_t t = 0; t < task.call.steps; ++t) {
+        forward_step<kPlain>(task, t, rows, mine);
+        if (normalises) normed_step(task, t, rows);
+    }
 }
 
 }  // namespace UNROLLED_ISA

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cell.h"
+#include "norm.h"
 #include "step_tasks.h"
 #include "tile.h"
 
@@ -190,6 +191,19 @@ UNROLLED_INLINE Cell step_cell(const UnrolledStep& call, int64_t layer, const Ve
     return next_variant(sum, c_before, {call.cells[layer], call.hidden}, unit);
 }
 
+UNROLLED_INLINE bool normalises(const UnrolledStep& call, int64_t layer) {
+    return call.cells != nullptr && call.cells[layer].norm != nullptr;
+}
+
+// Sums of a row that wait for each other, a panel's beside each other.
+inline int64_t waiting_width(int64_t hidden) { return blocks_of(hidden, kLanes) * kBlockColumns; }
+UNROLLED_INLINE void store_waiting(float* row, int64_t block, const Vector* sum) {
+    for (int v = 0; v < kPanel; ++v) store(row + block * kBlockColumns + v * kLanes, sum[v]);
+}
+inline void waiting_cell(const UnrolledStep& call, int64_t layer, const float* sums, float* c, float* h) {
+    normed_cell({call.cells[layer], call.hidden}, {sums, kLanes, kPanel}, c, c, h, nullptr);
+}
+
 // A layer: sums start from the bias, or from the table's row, and end in the cell.
 struct LayerTarget {
     const UnrolledStep& call;
@@ -204,6 +218,7 @@ struct LayerTarget {
     UNROLLED_INLINE void finish(int64_t row, int64_t block, const Vector* sum) const {
         const int64_t unit = block * kLanes, count = call.hidden - unit;
         const int64_t at = (layer * call.rows + row) * call.hidden + unit;
+        if (normalises(call, layer)) return store_waiting(call.sums + row * waiting_width(call.hidden), block, sum);
         const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), unit);
         store_some(call.c + at, cell.c, count);
         store_some(call.h_after + at, cell.h, count);
@@ -293,9 +308,24 @@ inline StepShare share_of(const StepTask& task, int64_t slot, const Packed& pack
             part(panel_blocks(packed), groups, slot % groups), task.backwards, task.scratch + slot * task.slot_bytes};
 }
 
-template <typename Format>
-void step_phase(const StepTask& task, int64_t phase, int64_t slot) {
+// The cells of whole rows, of which the slots of a group have some each.
+inline void waiting_cells(const StepTask& task, int64_t layer, int64_t slot) {
     const UnrolledStep& call = task.call;
+    if (!normalises(call, layer)) return;
+    const int64_t groups = task.grid.unit_groups;
+    const Range rows = part(call.rows, task.grid.row_groups, slot / groups);
+    const Range mine = part(rows.end - rows.begin, groups, slot % groups);
+    for (int64_t row = rows.begin + mine.begin; row < rows.begin + mine.end; ++row) {
+        const int64_t at = (layer * call.rows + row) * call.hidden;
+        waiting_cell(call, layer, call.sums + row * waiting_width(call.hidden), call.c + at, call.h_after + at);
+    }
+}
+
+template <typename Format>
+void step_phase(const StepTask& task, int64_t at, int64_t slot) {
+    const UnrolledStep& call = task.call;
+    const int64_t phase = at / task.turns;
+    if (at % task.turns != 0) return waiting_cells(task, phase, slot);
     const int64_t hidden = call.hidden, state = call.rows * hidden;
     const float* below = phase > 0 ? call.h_after + (phase - 1) * state : nullptr;
     if (phase == call.layers) {
@@ -317,7 +347,7 @@ template <typename Format>
 void step(const void* given, int64_t phase, int64_t slot) {
     const StepTask& task = *static_cast<const StepTask*>(given);
     if (task.grid.unit_groups > 1) return step_phase<Format>(task, phase, slot);
-    const int64_t phases = task.call.layers + (task.call.packed_projection != nullptr ? 1 : 0);
+    const int64_t phases = task.call.layers * task.turns + (task.call.packed_projection != nullptr ? 1 : 0);
     for (int64_t each = 0; each < phases; ++each) step_phase<Format>(task, each, slot);
 }
 

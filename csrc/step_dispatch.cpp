@@ -137,6 +137,7 @@ const char* check_step(const UnrolledStep& step, int64_t steps) {
     if (step.packed_projection && step.output > 0 && !step.out) return "out must not be NULL beside a projection";
     if (!step.h_before || !step.h_after || !step.c) return "h_before, h_after and c must not be NULL";
     if (step.h_before == step.h_after) return "h_after must be apart from h_before";
+    if (step.sums == nullptr && normalises(step)) return "with a norm, sums must not be NULL";
     return check_input(step, steps);
 }
 
@@ -253,8 +254,9 @@ const char* unrolled_step(const UnrolledRun* run, const UnrolledStep* step) {
     // From step to step the caller's two states change places, and the direction with them: the panels that a layer
     // ended with are still in the cache.
     StepTask task{*step, grid_for(*step, kernel.lanes, run->threads), step->h_after < step->h_before,
-                  aligned(step->scratch), slot_bytes(step->weights, step->rows, step->input, step->hidden)};
-    const int64_t phases = step->layers + (step->packed_projection != nullptr ? 1 : 0);
+                  aligned(step->scratch), slot_bytes(step->weights, step->rows, step->input, step->hidden),
+                  normalises(*step) ? 2 : 1};
+    const int64_t phases = step->layers * task.turns + (step->packed_projection != nullptr ? 1 : 0);
     run_phases(kernel.step, &task, task.grid.unit_groups > 1 ? phases : 1, task.grid.slots());
     if (step->packed_projection == nullptr && step->out != nullptr) {
         const int64_t states = step->rows * step->hidden;
@@ -278,9 +280,10 @@ const char* unrolled_steps(const UnrolledRun* run, const UnrolledStep* step, int
     char* slots = aligned(step->scratch);
     auto* pre = reinterpret_cast<float*>(slots + run->threads * of_slot);
     float* h = pre + rows * chunk * 4 * round_up(hidden, kMostLanes);
-    StepsTask task{*step, steps, chunk, grid, slots, of_slot, pre, h, h + rows * chunk * hidden};
-    const int64_t last = steps % chunk, whole = steps / chunk * chunk_phases(step->layers, chunk);
-    const int64_t phases = whole + (last > 0 ? chunk_phases(step->layers, last) : 0);
+    const int64_t turns = normalises(*step) ? 2 : 1;
+    StepsTask task{*step, steps, chunk, grid, slots, of_slot, pre, h, h + rows * chunk * hidden, turns};
+    const int64_t last = steps % chunk, whole = steps / chunk * task.phases(chunk);
+    const int64_t phases = whole + (last > 0 ? task.phases(last) : 0);
     run_phases(kernel.steps, &task, grid.unit_groups > 1 ? phases : 1, grid.slots());
     return nullptr;
 }

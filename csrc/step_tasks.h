@@ -46,7 +46,16 @@ struct StepTask {
     bool backwards;  // whether the panels of a layer are taken from the last
     char* scratch;   // slot_bytes for each slot
     int64_t slot_bytes;
+    int64_t turns;  // phases of a layer: its product, and with layer normalisation the cells of whole rows
 };
+
+// Whether a layer has layer normalisation: all of a call's have as many phases.
+inline bool normalises(const UnrolledStep& call) {
+    for (int64_t layer = 0; layer < call.layers && call.cells != nullptr; ++layer) {
+        if (call.cells[layer].norm != nullptr) return true;
+    }
+    return false;
+}
 
 // Several steps. Rows of a chunk are counted in the order of time: `chunk` steps of as many rows as a group has.
 struct StepsTask {
@@ -58,10 +67,11 @@ struct StepsTask {
     float* pre;      // [rows, chunk, blocks, 4, lanes]: what the recurrent sums start from
     float* h;        // [rows, chunk, hidden]: of the layer that is at work, or of the one below
     float* h_first;  // [rows, hidden]: what the first step of a chunk goes on from
-};
+    int64_t turns;   // phases of a step
 
-// Phases of a chunk: for each layer the share of x and then its steps, and at last what comes out.
-inline int64_t chunk_phases(int64_t layers, int64_t steps) { return layers * (1 + steps) + 1; }
+    // Phases of a chunk: for each layer the share of x and then its steps, and at last what comes out.
+    int64_t phases(int64_t of_steps) const { return call.layers * (1 + of_steps * turns) + 1; }
+};
 
 // Bytes of a row of int8 inputs: whole vectors.
 inline int64_t int8_row_bytes(int64_t depth) { return (depth + 15) / 16 * 16; }

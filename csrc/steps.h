@@ -25,7 +25,7 @@ struct Chunk {
           h_first(given.h_first + rows.begin * given.call.hidden) {}
 
     int64_t batch() const { return rows.end - rows.begin; }
-    int64_t pre_width() const { return blocks_of(task.call.hidden, kLanes) * kBlockColumns; }
+    int64_t pre_width() const { return waiting_width(task.call.hidden); }
     float* pre_at(int64_t row, int64_t block) const { return pre + row * pre_width() + block * kBlockColumns; }
 
     // The chunk's rows of a sequence [rows, steps, width] of the caller's.
@@ -47,8 +47,7 @@ struct InputTarget {
     UNROLLED_INLINE Vector start(int64_t, int64_t, int v, const float* bias) const { return load(bias + v * kLanes); }
 
     UNROLLED_INLINE void finish(int64_t row, int64_t block, const Vector* sum) const {
-        float* to = chunk.pre_at(row, block);
-        for (int v = 0; v < kPanel; ++v) store(to + v * kLanes, sum[v]);
+        store_waiting(chunk.pre_at(row, 0), block, sum);
     }
 };
 
@@ -63,6 +62,7 @@ struct RecurrentTarget {
     UNROLLED_INLINE void finish(int64_t row, int64_t block, const Vector* sum) const {
         const UnrolledStep& call = chunk.task.call;
         const int64_t unit = block * kLanes, count = call.hidden - unit;
+        if (normalises(call, layer)) return store_waiting(chunk.pre_at(step * chunk.batch() + row, 0), block, sum);
         const int64_t at = (layer * call.rows + chunk.rows.begin + row) * call.hidden + unit;
         const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), unit);
         store_some(call.c + at, cell.c, count);
@@ -115,6 +115,20 @@ void recurrence(const Chunk& chunk, int64_t layer, int64_t step, int64_t slot) {
     step_product<Format>(share, inputs, packed, RecurrentTarget{chunk, layer, step});
 }
 
+// As in a single step.
+inline void waiting_cells(const Chunk& chunk, int64_t layer, int64_t step, int64_t slot) {
+    const UnrolledStep& call = chunk.task.call;
+    if (!normalises(call, layer)) return;
+    const int64_t groups = chunk.task.grid.unit_groups, hidden = call.hidden;
+    const Range mine = part(chunk.batch(), groups, slot % groups);
+    for (int64_t row = mine.begin; row < mine.end; ++row) {
+        const int64_t at = (layer * call.rows + chunk.rows.begin + row) * hidden, of_chunk = step * chunk.batch() + row;
+        float* h = chunk.h + of_chunk * hidden;
+        waiting_cell(call, layer, chunk.pre_at(of_chunk, 0), call.c + at, h);
+        if (step + 1 == chunk.steps) std::memcpy(call.h_after + at, h, hidden * sizeof(float));
+    }
+}
+
 template <typename Format>
 void write_out(const Chunk& chunk, int64_t slot) {
     const UnrolledStep& call = chunk.task.call;
@@ -136,23 +150,24 @@ void write_out(const Chunk& chunk, int64_t slot) {
 
 template <typename Format>
 void steps_phase(const Chunk& chunk, int64_t phase, int64_t slot) {
-    const int64_t layer = phase / (1 + chunk.steps), step = phase % (1 + chunk.steps) - 1;
+    const int64_t turns = chunk.task.turns, of_layer = 1 + chunk.steps * turns;
+    const int64_t layer = phase / of_layer, turn = phase % of_layer - 1;
     if (layer == chunk.task.call.layers) return write_out<Format>(chunk, slot);
-    if (step < 0) return before_recurrence<Format>(chunk, layer, slot);
-    recurrence<Format>(chunk, layer, step, slot);
+    if (turn < 0) return before_recurrence<Format>(chunk, layer, slot);
+    if (turn % turns != 0) return waiting_cells(chunk, layer, turn / turns, slot);
+    recurrence<Format>(chunk, layer, turn / turns, slot);
 }
 
 template <typename Format>
 void steps(const void* given, int64_t phase, int64_t slot) {
     const StepsTask& task = *static_cast<const StepsTask*>(given);
-    const int64_t layers = task.call.layers;
     if (task.grid.unit_groups > 1) {
-        const int64_t each = chunk_phases(layers, task.chunk);
+        const int64_t each = task.phases(task.chunk);
         return steps_phase<Format>(Chunk(task, phase / each, slot), phase % each, slot);
     }
     for (int64_t index = 0; index * task.chunk < task.steps; ++index) {
         const Chunk chunk(task, index, slot);
-        for (int64_t each = 0; each < chunk_phases(layers, chunk.steps); ++each) steps_phase<Format>(chunk, each, slot);
+        for (int64_t each = 0; each < task.phases(chunk.steps); ++each) steps_phase<Format>(chunk, each, slot);
     }
 }
 

@@ -107,6 +107,9 @@ UNROLLED_INLINE void store_some(float* to, Vector x, int64_t count) {
         store(to, x, static_cast<int>(count));
     }
 }
+UNROLLED_INLINE Vector keep(Vector x, int64_t count) {
+    return count >= kLanes ? x : first_lanes(x, static_cast<int>(count));
+}
 UNROLLED_INLINE int64_t blocks_of(int64_t total, int64_t size) { return (total + size - 1) / size; }
 
 }  // namespace UNROLLED_ISA

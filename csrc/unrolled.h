@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define UNROLLED_ABI_VERSION 4
+#define UNROLLED_ABI_VERSION 5
 
 /* How to run a call: the name of an instruction set ("baseline", "avx2", "avx512", NULL for the best), and how many
  * threads at most, 1 or more. */
@@ -38,6 +38,8 @@ typedef struct {
     float clip;            /* c is kept within -clip..clip; 0 for no bounds */
     int32_t hard_gates;    /* 1: i, f and o are x / 6 + 1 / 2 within 0..1, and no sigmoid */
     int32_t relu;          /* 1: max(x, 0) in the place of tanh, for g and for c */
+    const float* norm;     /* [2, 5, H]: gains and shifts of i, f, g, o and c; NULL for no layer normalisation. With it,
+                              the sums are normalised before the peepholes join, and h sees c normalised */
 } UnrolledCell;
 
 typedef struct {
@@ -50,29 +52,32 @@ typedef struct {
     const int64_t* lengths; /* [B]: the row is zero from that step on; NULL where all rows are whole */
     float* h;               /* [T, B, H] */
     float* c;               /* [T, B, H], or [B, H] of the last step where keep_c is 0 */
-    float* gates;           /* [T, B, 4, H], or NULL */
+    float* gates;           /* [T, B, 4, H], with a norm [T, B, 8, H], behind the gates the sums; or NULL */
     float* scratch;
     int64_t scratch_floats;
     int32_t keep_c;
     int32_t packed; /* 1: scratch is that of an earlier call with the same w_h, hidden and instruction set */
     UnrolledCell cell;
+    float* sums; /* [T, B, 4, H], to work in where there is a norm and no gates are stored; may be pre */
 } UnrolledForward;
 
 typedef struct {
     int64_t steps, rows, hidden;
-    UnrolledGradient grad_h, grad_c, grad_gates; /* widths H, H and 4 H */
+    UnrolledGradient grad_h, grad_c, grad_gates; /* widths H, H and 4 H, with a norm 8 H */
     const float* w_h;       /* [H, 4, H] */
     const float* c;         /* [T, B, H] */
-    const float* gates;     /* [T, B, 4, H] */
+    const float* gates;     /* [T, B, 4, H], with a norm [T, B, 8, H] */
     const float* c0;        /* [B, H] */
     const uint8_t* resets;  /* as in UnrolledForward */
     const int64_t* lengths; /* as in UnrolledForward */
-    float* grad_pre;        /* [T, B, 4, H] */
+    float* grad_pre;        /* [T, B, 4, H]; with a norm, of what it is made of */
     float* grad_h0;         /* [B, H] */
     float* grad_c0;         /* [B, H] */
     float* scratch;
     int64_t scratch_floats;
     UnrolledCell cell;
+    float* grad_norm; /* [B, 10, H]: of each row, of gains and shifts; with a peephole [B, 13, H], the last three of it;
+                         NULL without a norm */
 } UnrolledBackward;
 
 /* out [rows, columns] = bias + x [rows, depth] w [depth, columns]; every sum in the order of depth, from bias on. */

@@ -37,6 +37,7 @@ typedef struct {
     void* scratch;
     int64_t scratch_bytes;
     const UnrolledCell* cells; /* [layers], or NULL where all are plain */
+    float* sums; /* [rows, 4 x hidden rounded up to 16], to work in where a cell has a norm; NULL where none has */
 } UnrolledStep;
 
 /* Bytes of `packed`; -1 for sizes that cannot be packed. The first layer takes input 0 where ids come in. */

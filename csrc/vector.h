@@ -48,6 +48,8 @@ UNROLLED_INLINE __mmask16 first(int count) { return static_cast<__mmask16>((1u <
 // The first `count` lanes, 0 to kLanes; the others are 0, and their memory is not touched.
 UNROLLED_INLINE Vector load(const float* from, int count) { return {_mm512_maskz_loadu_ps(first(count), from)}; }
 UNROLLED_INLINE void store(float* to, Vector x, int count) { _mm512_mask_storeu_ps(to, first(count), x.value); }
+// The first `count` lanes, the others 0.
+UNROLLED_INLINE Vector first_lanes(Vector x, int count) { return {_mm512_maskz_mov_ps(first(count), x.value)}; }
 UNROLLED_INLINE Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.value, b.value)}; }
@@ -107,6 +109,9 @@ UNROLLED_INLINE __m256i first(int count) {
 // The first `count` lanes, 0 to kLanes; the others are 0, and their memory is not touched.
 UNROLLED_INLINE Vector load(const float* from, int count) { return {_mm256_maskload_ps(from, first(count))}; }
 UNROLLED_INLINE void store(float* to, Vector x, int count) { _mm256_maskstore_ps(to, first(count), x.value); }
+UNROLLED_INLINE Vector first_lanes(Vector x, int count) {
+    return {_mm256_and_ps(_mm256_castsi256_ps(first(count)), x.value)};
+}
 UNROLLED_INLINE Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector operator*(Vector a, Vector b) { return {_mm256_mul_ps(a.value, b.value)}; }
@@ -187,6 +192,7 @@ UNROLLED_INLINE Vector load(const float* from, int count) { UNROLLED_LANES(k < c
 UNROLLED_INLINE void store(float* to, Vector x, int count) {
     for (int k = 0; k < count; ++k) to[k] = x.value[k];
 }
+UNROLLED_INLINE Vector first_lanes(Vector x, int count) { UNROLLED_LANES(k < count ? x.value[k] : 0.0f); }
 UNROLLED_INLINE Vector operator+(Vector a, Vector b) { return {a.value + b.value}; }
 UNROLLED_INLINE Vector operator-(Vector a, Vector b) { return {a.value - b.value}; }
 UNROLLED_INLINE Vector operator*(Vector a, Vector b) { return {a.value * b.value}; }

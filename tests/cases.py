@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import pytest
 import torch
 from torch import Tensor
 
 from unrolled.recurrence import Cell, scan
 from unrolled.recurrence.cell import TENSORS
 
-IN_NATIVE = False
 FLOATS = ("x", "w_x", "w_h", "bias", "h0", "c0")
 OUTPUTS = ("h", "c", "gates")
 
@@ -154,8 +152,6 @@ def make(shape: Shape, seed: int = 0) -> Case:
 
 def own_cell(case: Case, arguments: dict[str, Tensor]) -> Cell:
     """The case's cell with its tensors, which are taken out of the arguments."""
-    if "norm" in arguments and arguments["norm"].dtype == torch.float32 and not IN_NATIVE:
-        pytest.skip("the native kernel has no layer normalisation yet")
     return case.cell._replace(**{name: arguments.pop(name, None) for name in TENSORS})
 
 

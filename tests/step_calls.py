@@ -33,7 +33,7 @@ class Step(Structure):
         ("vocabulary", c_int64),
         *((name, c_void_p) for name in ("h_before", "h_after", "c", "out", "scratch")),
         ("scratch_bytes", c_int64),
-        ("cells", c_void_p),
+        *((name, c_void_p) for name in ("cells", "sums")),
     )
 
 

@@ -32,8 +32,6 @@ def named(options: dict[str, Any]) -> str:
 
 
 def new_layer(backend: str, **options: Any) -> LSTMLayer:
-    if backend == "cpu" and options.get("layer_norm"):
-        pytest.skip("the native kernel has no layer normalisation yet")
     layer = redraw(LSTMLayer(5, 7, backend=backend, dtype=dtype_of(backend), **options))
     assert isinstance(layer, LSTMLayer)
     return layer
@@ -220,7 +218,6 @@ def test_what_is_refused(module: Any, options: dict[str, Any], sentence: str) ->
 def test_a_stepper_computes_it(library: bool, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     if not library:
         remove_library(monkeypatch)
-    library = library and not options.get("layer_norm")
     model = redraw(MultiLayerLSTM(3, 19, 2, **options))
     x = torch.randn(2, 5, 3)
     stepper = Stepper(model, 2)

@@ -38,7 +38,7 @@ VALUES: dict[str, Any] = {
 NO_PAIRS = {("coupled", "forget_bias"), ("bias", "forget_bias")}
 PAIRS = [pair for pair in combinations(VALUES, 2) if pair not in NO_PAIRS]
 # What the native kernel does not have.
-NOT_NATIVE = {"proj_dim", "layer_norm"}
+NOT_NATIVE = {"proj_dim"}
 
 THERE_IS_NO_B_F = "forget_bias=1.0 is where b_f starts, and with {} there is none: leave forget_bias out"
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -66,11 +66,6 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: LSTMLayer(3, 4, proj_dim=2, backend="cpu")(torch.zeros(1, 1, 3)),
         BackendUnavailable,
         "it has no projection of h in the recurrence",
-    ),
-    '`layer_norm` and `backend="cpu"` or `strict=True`': (
-        lambda: LSTMLayer(3, 4, layer_norm=True, backend="cpu")(torch.zeros(1, 1, 3)),
-        BackendUnavailable,
-        "it has no layer normalisation in the recurrence",
     ),
     "`cell` and any other option but `learn_initial_state`": (
         lambda: LSTMLayer(3, 4, cell=step, peephole=True),

@@ -250,17 +250,8 @@ class Stepper:
         with torch.inference_mode(False), torch.no_grad():
             snapshot, weights = Snapshot(self._model), parts.weights()
             engine: _Engine
-            normed = any(cell.norm is not None for cell in weights.cells)
             reason = missing()
-            lack = (
-                " of a residual stack"
-                if weights.residual
-                else " with layer normalisation yet"
-                if normed
-                else None
-                if reason is None
-                else f": {reason}"
-            )
+            lack = " of a residual stack" if weights.residual else None if reason is None else f": {reason}"
             if lack is None:
                 engine = NativeStep(weights, self.batch_size, self.weights, self.threads)
             elif self.weights != "float32" or self.strict:

@@ -81,9 +81,7 @@ def scan(
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
-    chosen = choose(
-        backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.norm is not None)
-    )
+    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None))
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     resets = None if resets is None else resets.t()
     if chosen == "reference":
@@ -123,7 +121,7 @@ def states(
     clean: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """h and c of `scan`: without gradients the native kernel then stores nothing else, unless it has to `start`."""
-    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.norm is not None)
+    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
     opened = torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type)
     if opened or choose(backend, call) != "cpu" or not (start is None or resets is None):
         options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}

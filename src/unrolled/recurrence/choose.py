@@ -25,7 +25,6 @@ class Call(NamedTuple):
     forward_mode: bool
     strict: bool = False
     projected: bool = False
-    normed: bool = False
 
 
 class Verdict(NamedTuple):
@@ -89,8 +88,6 @@ def _refusal(backend: str, call: Call) -> str | None:
         return "it takes float32 on the CPU"
     if backend == "cpu" and call.projected:
         return "it has no projection of h in the recurrence"
-    if backend == "cpu" and call.normed:
-        return "it has no layer normalisation in the recurrence"
     if backend == "cpu" and (missing := _missing()) is not None:
         return missing
     if backend != "cpu" and call.strict:

@@ -38,8 +38,9 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = pre.shape
     h, c = kernels.empty((steps, rows, hidden)), kernels.empty((steps, rows, hidden))
-    gates = kernels.empty((steps, rows, 4, hidden))
-    kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), cell=Cell(*options))
+    cell = Cell(*options)
+    gates = kernels.empty((steps, rows, cell.planes, hidden))
+    kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), cell=cell)
     return h, c, gates
 
 

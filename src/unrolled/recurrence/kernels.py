@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
-from .cell import PLAIN, Cell
+from .cell import PLAIN, TENSORS, Cell
 from .memory import LIMIT, Pool
 
 # Scratch up to this size stays with its thread from call to call: fresh memory costs more than what is done in it.
@@ -42,6 +43,7 @@ class CellStruct(ctypes.Structure):
         ("clip", c_float),
         ("hard_gates", c_int32),
         ("relu", c_int32),
+        ("norm", c_void_p),
     ]
 
 
@@ -53,6 +55,7 @@ class _Forward(ctypes.Structure):
         ("keep_c", c_int32),
         ("packed", c_int32),
         ("cell", CellStruct),
+        ("sums", c_void_p),
     ]
 
 
@@ -63,6 +66,7 @@ class _Backward(ctypes.Structure):
         *_pointers("w_h", "c", "gates", "c0", "resets", "lengths", "grad_pre", "grad_h0", "grad_c0", "scratch"),
         ("scratch_floats", c_int64),
         ("cell", CellStruct),
+        ("grad_norm", c_void_p),
     ]
 
 
@@ -126,6 +130,8 @@ def forward(
 ) -> Tensor:
     """Run `pre` [T, B, 4, H] through the recurrence into `out`: h [T, B, H], c [T, B, H] or [B, H] (the last step's),
     gates [T, B, 4, H] or None. Returns the scratch, which the next call, if it has the same `w_h`, may be given again.
+
+    With layer normalisation gates are [T, B, 8, H], and where they are None the sums are written over `pre`.
     """
     steps, rows, _, hidden = pre.shape
     h, c, gates = out
@@ -143,11 +149,12 @@ def forward(
     keep_c = c.dim() == 3
     _expect(c, (steps, rows, hidden) if keep_c else (rows, hidden))
     if gates is not None:
-        _expect(gates, (steps, rows, 4, hidden))
+        _expect(gates, (steps, rows, cell.planes, hidden))
     call = _Forward(
         *(steps, rows, hidden),
         *_addresses(pre, w_h, h0, c0, resets, lengths, h, c, gates, scratch),
         *(scratch.numel(), keep_c, packed, cell_struct(cell, hidden)),
+        None if cell.norm is None else pre.data_ptr(),
     )
     _check(_library().unrolled_forward(ctypes.byref(_run()), ctypes.byref(call)))
     return scratch
@@ -164,27 +171,28 @@ def backward(
     cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`reference.scan_backward`; `grads` are the cotangents of h, c and gates, whose outer axes may be strided."""
-    steps, rows, _, hidden = gates.shape
+    steps, rows, planes, hidden = gates.shape
     w_h, c, gates, c0 = w_h.contiguous(), c.contiguous(), gates.contiguous(), c0.contiguous()
     grad_h, grad_c = (_rows_apart(grad, (steps, rows, hidden)) for grad in grads[:2])
-    grad_gates = _rows_apart(None if grads[2] is None else grads[2].flatten(2), (steps, rows, 4 * hidden))
+    grad_gates = _rows_apart(None if grads[2] is None else grads[2].flatten(2), (steps, rows, planes * hidden))
     resets, lengths = _masks(masks, steps, rows)
     cell = contiguous(cell)
     grad_pre = empty((steps, rows, 4, hidden))
     grad_h0, grad_c0 = empty((rows, hidden)), empty((rows, hidden))
+    grad_norm = empty((rows, cell.planes_of_norm, hidden))
     scratch = kept("backward", _library().unrolled_backward_scratch(hidden))
     _expect(w_h, (hidden, 4, hidden))
     _expect(c, (steps, rows, hidden))
     _expect(c0, (rows, hidden))
-    _expect(gates, (steps, rows, 4, hidden))
+    _expect(gates, (steps, rows, cell.planes, hidden))
     call = _Backward(
         *(steps, rows, hidden),
         *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
         *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
-        *(scratch.numel(), cell_struct(cell, hidden)),
+        *(scratch.numel(), cell_struct(cell, hidden), grad_norm.data_ptr()),
     )
     _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
-    return grad_pre, grad_h0, grad_c0, torch.empty(rows, 0, hidden)
+    return grad_pre, grad_h0, grad_c0, grad_norm
 
 
 def product(
@@ -243,14 +251,19 @@ def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None = None) -> tupl
 
 
 def contiguous(cell: Cell) -> Cell:
-    return cell if cell.peephole is None else cell._replace(peephole=cell.peephole.contiguous())
+    tensors: dict[str, Any] = {name: getattr(cell, name) for name in TENSORS}
+    found = {name: value.contiguous() for name, value in tensors.items() if value is not None}
+    return cell._replace(**found) if found else cell
 
 
 def cell_struct(cell: Cell, hidden: int) -> CellStruct:
-    """A cell as the kernels take it; its peephole is contiguous."""
+    """A cell as the kernels take it; its tensors are contiguous."""
     if cell.peephole is not None:
         _expect(cell.peephole, (3, hidden))
-    return CellStruct(*_addresses(cell.peephole), cell.clip, cell.hard_gates, cell.relu)
+    if cell.norm is not None:
+        _expect(cell.norm, (2, 5, hidden))
+    peephole, norm = _addresses(cell.peephole, cell.norm)
+    return CellStruct(peephole, cell.clip, cell.hard_gates, cell.relu, norm)
 
 
 class _Kept(threading.local):

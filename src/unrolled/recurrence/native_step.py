@@ -30,7 +30,7 @@ class _Step(Structure):
         ("vocabulary", c_int64),
         *((name, c_void_p) for name in ("h_before", "h_after", "c", "out", "scratch")),
         ("scratch_bytes", c_int64),
-        ("cells", c_void_p),
+        *((name, c_void_p) for name in ("cells", "sums")),
     )
 
 
@@ -61,7 +61,10 @@ class NativeStep:
         structs = [kernels.cell_struct(cell, self._hidden) for cell in weights.cells]
         self._cells = (kernels.CellStruct * len(structs))(*structs) if structs else None
         # Whose addresses are in the structs.
-        self._peepholes = [cell.peephole for cell in weights.cells]
+        self._of_cells = weights.cells
+        # Of whole vectors, where they wait for their normalisation.
+        normed, width = any(cell.norm is not None for cell in weights.cells), 4 * (-(-self._hidden // 16) * 16)
+        self._sums = kernels.empty((rows, width)) if normed else None
         self._upper = [self._layer(weights, k) for k in range(1, layers)]
         self._projection = self._packed_projection(weights)
         self._frames: tuple[_Call, _Call] | None = None
@@ -180,6 +183,7 @@ class NativeStep:
                 scratch=scratch.data_ptr(),
                 scratch_bytes=scratch.nbytes,
                 cells=None if self._cells is None else ctypes.addressof(self._cells),
+                sums=None if self._sums is None else self._sums.data_ptr(),
             )
             functions = (self._library.step, self._library.steps)
             calls.append(_Call(step, *(partial(each, ctypes.byref(run), ctypes.byref(step)) for each in functions)))

@@ -1,0 +1,168 @@
+// Layer normalisation of a row: its moments, and the cell of a whole row, which has to see all sums before any gate.
+#pragma once
+
+#include "cell.h"
+#include "tile.h"
+
+namespace unrolled {
+namespace UNROLLED_ISA {
+
+constexpr float kEpsilon = 1e-5f;
+
+// Sums over the units of a row, in 16 lanes whatever the vector, and then by halves: AVX2 and AVX-512 round alike.
+constexpr int kRowLanes = 16;
+constexpr int kRowVectors = kRowLanes / kLanes;
+
+template <int kCount>
+struct RowSums {
+    Vector part[kCount][kRowVectors];
+
+    UNROLLED_INLINE RowSums() {
+#pragma GCC unroll 8
+        for (int k = 0; k < kCount; ++k) {
+#pragma GCC unroll 4
+            for (int v = 0; v < kRowVectors; ++v) part[k][v] = zero();
+        }
+    }
+
+    // `grad` and, in the second half, its product with `standard`.
+    UNROLLED_INLINE void add(int which, int v, Vector grad, Vector standard) {
+        part[which][v] = part[which][v] + grad;
+        part[kCount / 2 + which][v] = fma(grad, standard, part[kCount / 2 + which][v]);
+    }
+
+    UNROLLED_INLINE float total(int which) const {
+        float lanes[kRowLanes];
+        for (int v = 0; v < kRowVectors; ++v) store(lanes + v * kLanes, part[which][v]);
+        for (int width = kRowLanes / 2; width > 0; width /= 2) {
+            for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+        }
+        return lanes[0];
+    }
+};
+
+// Calls run(unit, count, vector) for every vector of a row, `vector` being the one of `RowSums` that it belongs to.
+template <typename Run>
+UNROLLED_INLINE void for_each_vector(int64_t hidden, const Run& run) {
+    for (int64_t unit = 0; unit < hidden; unit += kRowLanes) {
+#pragma GCC unroll 4
+        for (int v = 0; v < kRowVectors; ++v) {
+            const int64_t at = unit + v * kLanes;
+            if (at < hidden) run(at, hidden - at, v);
+        }
+    }
+}
+
+// What a row's numbers are normalised with: (x - mean) * factor.
+template <int kCount>
+struct Moments {
+    float mean[kCount], factor[kCount];
+
+    UNROLLED_INLINE Vector standard(int which, Vector x) const {
+        return (x - broadcast(mean[which])) * broadcast(factor[which]);
+    }
+};
+
+// Of `kCount` rows at once; `at(which, unit)` is where a vector of one lies.
+template <int kCount, typename At>
+UNROLLED_INLINE Moments<kCount> moments(int64_t hidden, const At& at) {
+    Moments<kCount> result;
+    const float size = static_cast<float>(hidden);
+    RowSums<kCount> sum, square;
+    for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) {
+#pragma GCC unroll 8
+        for (int k = 0; k < kCount; ++k) sum.part[k][v] = sum.part[k][v] + load_some(at(k, unit), count);
+    });
+    for (int k = 0; k < kCount; ++k) result.mean[k] = sum.total(k) / size;
+    for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) {
+#pragma GCC unroll 8
+        for (int k = 0; k < kCount; ++k) {
+            const Vector centred = keep(load_some(at(k, unit), count) - broadcast(result.mean[k]), count);
+            square.part[k][v] = fma(centred, centred, square.part[k][v]);
+        }
+    });
+    for (int k = 0; k < kCount; ++k) result.factor[k] = 1.0f / std::sqrt(square.total(k) / size + kEpsilon);
+    return result;
+}
+
+// Where the four sums of a row lie: of a gate and of a unit, so many floats apart.
+struct RowOfSums {
+    const float* first;
+    int64_t gate_stride, unit_stride;
+
+    UNROLLED_INLINE const float* at(int gate, int64_t unit) const {
+        return first + gate * gate_stride + unit * unit_stride;
+    }
+};
+
+// One row of one step, from its sums on. c may be c_before; gates [4, hidden] may be NULL.
+inline UNROLLED_NOINLINE void normed_cell(const Options<false>& options, RowOfSums sums, const float* c_before,
+                                          float* c, float* h, float* gates) {
+    const int64_t hidden = options.hidden;
+    const auto of_gates = moments<4>(hidden, [&](int gate, int64_t unit) { return sums.at(gate, unit); });
+    for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
+        Vector pre[4];
+#pragma GCC unroll 4
+        for (int gate = 0; gate < 4; ++gate) {
+            const Vector standard = of_gates.standard(gate, load_some(sums.at(gate, unit), count));
+            pre[gate] = options.normed(gate, unit, standard);
+        }
+        const Gates next = next_gates(pre, load_some(c_before + unit, count), options, unit);
+        if (gates != nullptr) {
+            store_some(gates + unit, next.i, count);
+            store_some(gates + hidden + unit, next.f, count);
+            store_some(gates + 2 * hidden + unit, next.g, count);
+            store_some(gates + 3 * hidden + unit, next.o, count);
+        }
+        store_some(c + unit, next.c, count);
+        // h waits for all of c: meanwhile o is in its place.
+        store_some(h + unit, next.o, count);
+    });
+    const auto of_c = moments<1>(hidden, [&](int, int64_t unit) { return c + unit; });
+    for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
+        const Vector seen = options.normed(4, unit, of_c.standard(0, load_some(c + unit, count)));
+        store_some(h + unit, load_some(h + unit, count) * options.squashed(seen), count);
+    });
+}
+
+// Back from the gradient of standardized numbers to that of the numbers: what it has along the mean and along the
+// numbers themselves goes.
+template <int kCount>
+struct Along {
+    float mean[kCount], standard[kCount];
+
+    Along(const RowSums<2 * kCount>& sums, float size) {
+        for (int k = 0; k < kCount; ++k) {
+            mean[k] = sums.total(k) / size;
+            standard[k] = sums.total(kCount + k) / size;
+        }
+    }
+
+    UNROLLED_INLINE Vector through(int which, Vector grad, Vector x, float factor) const {
+        const Vector rest = subtract_product(grad - broadcast(mean[which]), x, broadcast(standard[which]));
+        return rest * broadcast(factor);
+    }
+};
+
+// Where a row's gradient of gains, shifts and peepholes is summed up from step to step.
+struct NormGradient {
+    float* first;
+    int64_t hidden;
+
+    UNROLLED_INLINE void add(int64_t which, int64_t unit, int64_t count, Vector grad, Vector standard) const {
+        float *gain = first + which * hidden + unit, *shift = first + (5 + which) * hidden + unit;
+        store_some(gain, fma(grad, standard, load_some(gain, count)), count);
+        store_some(shift, load_some(shift, count) + grad, count);
+    }
+
+    UNROLLED_INLINE void add_peephole(int64_t unit, int64_t count, const Vector* grad, Vector c_before, Vector c) const {
+        const Vector seen[3] = {grad[0] * c_before, grad[1] * c_before, grad[3] * c};
+        for (int64_t which = 0; which < 3; ++which) {
+            float* to = first + (10 + which) * hidden + unit;
+            store_some(to, load_some(to, count) + seen[which], count);
+        }
+    }
+};
+
+}  // namespace UNROLLED_ISA
+}  // namespace unrolled
