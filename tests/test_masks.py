@@ -305,6 +305,7 @@ def test_a_stepper_evaluates(library: bool, monkeypatch: pytest.MonkeyPatch) -> 
     model = redraw(MultiLayerLSTM(3, 19, 2, **ALL)).train()
     x = torch.randn(2, 5, 3)
     stepper = Stepper(model, 2)
+    assert stepper.backend == "portable"
     assert model.training
     with torch.no_grad():
         expected, state = model.eval()(x)
