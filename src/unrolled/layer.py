@@ -198,7 +198,7 @@ class LSTMLayer(nn.Module):
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
         (w_x, w_h, bias), options = self._drawn(x, self._seed(seed))
         if edit is not None:
-            return self._edited(x, (h0, c0), (w_x, w_h, bias), resets, lengths, edit, options)
+            return self._edited(x, (h0, c0), (w_x, w_h, bias), resets, lengths, edit, options=options)
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
         return LayerTrace.of(scanned, (h0, c0), (w_h, options["w_hr"]), resets, lengths, options["cell"])
 
@@ -210,6 +210,7 @@ class LSTMLayer(nn.Module):
         resets: Tensor | None,
         lengths: Tensor | None,
         edit: Edit,
+        *,
         options: dict[str, Any],
     ) -> LayerTrace:
         if self.strict or self.backend == "cpu":
