@@ -16,7 +16,16 @@ from page import add_write
 
 FOLDER = Path(__file__).parent
 TRANSFORMS = ("packed", "compiled", "transforms", "per_sample")
-BENCHMARKS = ("recurrence", "variants", "trainer", "generation", "import_time", "text_memory", *TRANSFORMS)
+BENCHMARKS = (
+    "recurrence",
+    "variants",
+    "trainer",
+    "generation",
+    "import_time",
+    "text_memory",
+    "inspection",
+    *TRANSFORMS,
+)
 
 
 def main() -> None:

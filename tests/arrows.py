@@ -77,6 +77,13 @@ ARROWS: dict[str, set[str]] = {
     "reach": {"corpus", "evaluate", "excerpts", "loss", "model"},
     "gradient_flow": {"events", "reach", "train"},
     "convergence": {"corpus", "evaluate", "excerpts", "loss", "model"},
+    "inspection_report": {
+        *("ablation", "convergence", "evaluate", "inspection", "reach", "relations", "score_table", "unit_statistics"),
+    },
+    "inspect_command": {
+        *("ablation", "checkpoint", "convergence", "corpus", "evaluate", "inspection", "inspection_report", "machine"),
+        *("reach", "scoring", "ticker", "unit_statistics"),
+    },
     "ablation": {"corpus", "evaluate", "excerpts", "layer", "loss", "model", "recurrence"},
     "dynamic": {"evaluate", "model", "state", "loss", "lanes", "corpus", "tokens"},
     "score_table": {"evaluate"},
@@ -176,5 +183,6 @@ FOREIGN: dict[str, set[str]] = {
     "export_command": {"onnxruntime"},
     "bench": {"rich"},
     "generate_command": {"cyclopts"},
+    "inspect_command": {"cyclopts"},
     "cli": {"cyclopts", "rich"},
 }

@@ -86,6 +86,11 @@ class Relation:
         ]
 
 
+def shortest(shifts: int) -> int:
+    """Tokens that a text has at least to be shifted so often."""
+    return 2 * (shifts + 1)
+
+
 class Tables:
     """Contingency tables of units against features as they are and shifted, to which tokens are added in any order.
 
@@ -106,10 +111,10 @@ class Tables:
         if shifts < 1 or not 1 <= count <= MOST_COUNTED:
             raise ValueError(f"shifts={shifts} must be at least 1, and count={count} from 1 to {MOST_COUNTED}")
         tokens = lengths[0]
-        if tokens < 2 * (shifts + 1):
+        if tokens < shortest(shifts):
             raise ValueError(
                 f"a text of {tokens} tokens is too short to be shifted {shifts} times, which takes at least "
-                f"{2 * (shifts + 1)}; pass a longer text, or fewer shifts"
+                f"{shortest(shifts)}; pass a longer text, or fewer shifts"
             )
         draw = np.random.Generator(np.random.PCG64(seed))
         # From the middle of one part to that of the next: never near 0, where the text is itself again.
