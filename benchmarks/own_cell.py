@@ -1,6 +1,6 @@
 """What a cell of one's own costs: the LSTM's equations as a step in the layer's loop, beside the same layer by kernels.
 
-    python benchmarks/own_cell.py [--seconds 8] [--compiled]
+    python benchmarks/own_cell.py [--seconds 8] [--compiled] [--write PAGE]
 
 A training step of one layer, all gradients taken, and a forward pass without gradients. `--compiled` adds the same step
 through `torch.compile`, which takes a C++ compiler and some minutes. Nothing is timed but the layer's numbers.
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from measure import Times, alternate
-from page import provenance, table
+from page import add_write, provenance, table, write_section
 from torch import Tensor, nn
 
 from unrolled import LSTMLayer
@@ -97,6 +97,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="for each shape and pass, at least")
     parser.add_argument("--compiled", action="store_true", help="also the step through torch.compile")
+    add_write(parser)
     arguments = parser.parse_args()
     print(*provenance(), flush=True)
     rows = []
@@ -108,6 +109,8 @@ def main() -> None:
                 rows.append(["x".join(map(str, shape)), what, name, *cells])
     lines = table(("batch x steps x input x hidden", "pass", "cell", "time", "of the library's"), rows)
     print(*lines, sep="\n")
+    if arguments.write:
+        write_section(arguments.write, "own_cell", lines)
 
 
 if __name__ == "__main__":
