@@ -110,7 +110,7 @@ def main() -> None:
     lines = table(("batch x steps x input x hidden", "pass", "cell", "time", "of the library's"), rows)
     print(*lines, sep="\n")
     if arguments.write:
-        write_section(arguments.write, "own cell", lines)
+        write_section(arguments.write, "own_cell", lines)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ TRANSFORMS = ("packed", "compiled", "transforms", "per_sample")
 BENCHMARKS = (
     "recurrence",
     "variants",
+    "own_cell",
     "trainer",
     "generation",
     "import_time",

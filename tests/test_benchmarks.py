@@ -364,10 +364,11 @@ class TestPage:
             "compiled",
             "per_sample",
             "variants",
+            "own_cell",
             "inspection",
         ):
             bench.page.with_section(text, name, [])
-        assert text.count("<!-- made by: ") == 12
+        assert text.count("<!-- made by: ") == 13
 
 
 class TestRun:
