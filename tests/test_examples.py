@@ -8,7 +8,9 @@ import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +60,18 @@ MISSING = {
 }
 # Those that train for minutes; the lessons are over before anyone stops them.
 TRAINING = ("word_language_model", "recurrent_ppo", "private_sgd", "lightning_truncated_bptt")
+# Other libraries' import alone takes seconds: these run in the slow suite.
+SLOW = ("recurrent_ppo", "private_sgd", "lightning_truncated_bptt")
+
+
+def by_name(names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW), id=name) for name in names]
+
+
+def example_of(name: str) -> Path:
+    [example] = [path for path in EXAMPLES if path.stem == name]
+    return example
+
 
 WITHOUT = """
 import runpy, sys
@@ -65,9 +79,11 @@ package, *sys.argv = sys.argv[1:]
 sys.modules[package] = None
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
+# A shell starts what runs in the background with SIGINT ignored, and that is inherited.
 INTERRUPTED = """
 import runpy, signal, sys, torch
 sys.argv = sys.argv[1:]
+signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.Tensor.backward = lambda *_, **__: signal.raise_signal(signal.SIGINT)
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
@@ -97,14 +113,14 @@ def test_an_example_is_short(example: Path):
     assert len(example.read_text(encoding="utf-8").splitlines()) < LINES.get(example.stem, 80)
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_an_example_runs(example: Path, tmp_path: Path):
-    for package in NEEDS.get(example.stem, ()):
+@pytest.mark.parametrize("name", by_name(path.stem for path in EXAMPLES))
+def test_an_example_runs(name: str, tmp_path: Path):
+    for package in NEEDS.get(name, ()):
         pytest.importorskip(package)
     write_texts(tmp_path)
-    if example.stem == "onnx_generate":
+    if name == "onnx_generate":
         export_onnx(LanguageModel(ModelConfig(256, 8)), tmp_path / "model.onnx", tokenizer=ByteTokenizer())
-    done = run(example, tmp_path, *ARGUMENTS.get(example.stem, []))
+    done = run(example_of(name), tmp_path, *ARGUMENTS.get(name, []))
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert done.stdout.strip(), "an example shows something"
@@ -119,7 +135,7 @@ def test_an_example_is_linked_where_readers_look(example: Path):
 def test_without_its_package_an_example_says_what_to_install(name: str, tmp_path: Path):
     package, sentence = MISSING[name]
     assert package in NEEDS[name]
-    [example] = [path for path in EXAMPLES if path.stem == name]
+    example = example_of(name)
     done = run_in(WITHOUT, tmp_path, package, str(example))
     assert (done.returncode, done.stdout, done.stderr) == (1, "", f"{sentence}\n")
     if extra := re.search(r"unrolled\[(\w+)\]", sentence):
@@ -130,20 +146,18 @@ def test_without_its_package_an_example_says_what_to_install(name: str, tmp_path
         assert package_of_extra
 
 
-@pytest.mark.parametrize("name", TRAINING)
+@pytest.mark.parametrize("name", by_name(TRAINING))
 def test_ctrl_c_ends_a_training_example_as_a_shell_expects(name: str, tmp_path: Path):
     for package in NEEDS.get(name, ()):
         pytest.importorskip(package)
     write_texts(tmp_path)
-    [example] = [path for path in EXAMPLES if path.stem == name]
-    done = run_in(INTERRUPTED, tmp_path, str(example), *ARGUMENTS[name])
+    done = run_in(INTERRUPTED, tmp_path, str(example_of(name)), *ARGUMENTS[name])
     assert done.returncode == 130, done.stderr
     assert "Traceback" not in done.stderr
 
 
 def word_model(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    [example] = [path for path in EXAMPLES if path.stem == "word_language_model"]
-    return run(example, folder, *ARGUMENTS["word_language_model"], *arguments)
+    return run(example_of("word_language_model"), folder, *ARGUMENTS["word_language_model"], *arguments)
 
 
 @pytest.mark.parametrize("tied", [(), ("--tied",)], ids=["untied", "tied"])

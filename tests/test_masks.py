@@ -10,7 +10,7 @@ import torch
 from plain import gradients, layer_inputs, masks, normal, redraw
 from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
-from worlds import dtype_of, needs_library, remove_library
+from worlds import BACKENDS, KERNELS, dtype_of, needs_library, remove_library
 
 import unrolled
 from unrolled import LSTMLayer, MultiLayerLSTM, Stepper, to_torch
@@ -18,7 +18,6 @@ from unrolled.machine import randomness
 from unrolled.recurrence import kernels, native
 
 F64 = torch.float64
-BACKENDS, KERNELS = ("portable", "reference"), ("portable",)
 EACH: list[dict[str, Any]] = [
     {"zoneout": 0.3},
     {"zoneout": (0.0, 0.4)},
@@ -305,6 +304,7 @@ def test_a_stepper_evaluates(library: bool, monkeypatch: pytest.MonkeyPatch) -> 
     model = redraw(MultiLayerLSTM(3, 19, 2, **ALL)).train()
     x = torch.randn(2, 5, 3)
     stepper = Stepper(model, 2)
+    assert stepper.backend == ("cpu" if library else "portable")
     assert model.training
     with torch.no_grad():
         expected, state = model.eval()(x)

@@ -13,18 +13,23 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .ablation import Ablation, UnitCost, ablate
     from .bookmark import Bookmark, BookmarkError
     from .calibration import Calibration
     from .checkpoint import CheckpointError, Run, load, save_model
     from .config import ConfigError, TrainConfig
+    from .convergence import Convergence, convergence
     from .corpus import Corpus, CorpusError, Split, builtin_text, read_corpus
     from .disk import DiskWarning
     from .drop_in import LSTM, LSTMTrace
     from .dynamic import Dynamic, dynamic, gradient_rms, tuned
+    from .edits import Clamp, Place
     from .evaluate import Bars, Counts, Evaluation, PositionCurve, Score, blocks, evaluate, positions, stateful
     from .events import Evaluated, Finished, Saved, SaveFailed, Started, StepDone
     from .flax_weights import from_flax, to_flax
     from .generate import Piece, Writing, generate
+    from .gradient_flow import Flow, GradientFlow
+    from .inspection import Inspection, inspect
     from .interop import from_torch, to_torch
     from .keras_weights import from_keras, to_keras
     from .lanes import Lanes, Window
@@ -36,12 +41,17 @@ if TYPE_CHECKING:
     from .ngram import NGram
     from .onnx_export import ExportError, export_onnx
     from .onnx_import import from_onnx
+    from .own_cell import OwnGradients, OwnTrace
     from .ranks import RankError
+    from .reach import Reach, reach
     from .recurrence import BackendUnavailable, Choice, backends
+    from .relations import Found, Relation
     from .stack import MultiLayerLSTM, Trace
     from .state import LSTMState
     from .state_layout import Recurrent
     from .stepper import Stepper
+    from .stretches import Stretch, stretches
+    from .text_features import Feature, text_features
     from .tokens import (
         BpeTokenizer,
         ByteTokenizer,
@@ -56,12 +66,14 @@ if TYPE_CHECKING:
     )
     from .train import Callback, Trainer, TrainingError
     from .truncated import CarriedState, TimeWindow, TimeWindows
+    from .unit_statistics import LayerStatistics, UnitStatistics
 
 __version__ = "0.1.0"
 
 _MODULES = {
     "layer": ("LSTMLayer",),
     "layer_trace": ("LayerTrace", "LayerGradients"),
+    "own_cell": ("OwnTrace", "OwnGradients"),
     "stack": ("MultiLayerLSTM", "Trace"),
     "state": ("LSTMState",),
     "stepper": ("Stepper",),
@@ -95,6 +107,16 @@ _MODULES = {
         *("evaluate", "stateful", "blocks", "positions"),
         *("Evaluation", "Score", "Counts", "Bars", "PositionCurve"),
     ),
+    "edits": ("Clamp", "Place"),
+    "stretches": ("stretches", "Stretch"),
+    "unit_statistics": ("UnitStatistics", "LayerStatistics"),
+    "text_features": ("text_features", "Feature"),
+    "relations": ("Relation", "Found"),
+    "inspection": ("inspect", "Inspection"),
+    "reach": ("reach", "Reach"),
+    "gradient_flow": ("GradientFlow", "Flow"),
+    "ablation": ("ablate", "Ablation", "UnitCost"),
+    "convergence": ("convergence", "Convergence"),
     "dynamic": ("dynamic", "gradient_rms", "tuned", "Dynamic"),
     "config": ("TrainConfig", "ConfigError"),
     "train": ("Trainer", "TrainingError", "Callback"),
@@ -116,6 +138,8 @@ __all__ = [
     "Trace",
     "LayerTrace",
     "LayerGradients",
+    "OwnTrace",
+    "OwnGradients",
     "Stepper",
     "Calibration",
     "LSTM",
@@ -167,6 +191,27 @@ __all__ = [
     "Bars",
     "PositionCurve",
     "NGram",
+    "Clamp",
+    "Place",
+    "stretches",
+    "Stretch",
+    "UnitStatistics",
+    "LayerStatistics",
+    "text_features",
+    "Feature",
+    "Relation",
+    "Found",
+    "inspect",
+    "Inspection",
+    "reach",
+    "Reach",
+    "GradientFlow",
+    "Flow",
+    "ablate",
+    "Ablation",
+    "UnitCost",
+    "convergence",
+    "Convergence",
     "dynamic",
     "gradient_rms",
     "tuned",

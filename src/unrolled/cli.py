@@ -269,6 +269,8 @@ def plot(run: Path, /, *, out: Path | None = None) -> None:
     _say(f"drawn: {plot(run, out)}")
 
 
+app.command("unrolled.inspect_command:inspect", help="Say what the units of a model do over a text.")
+
 app.command("unrolled.export_command:export", help="Write a model into one ONNX file, with its tokenizer.")
 
 

@@ -55,6 +55,7 @@ class LayerTrace:
     _compiled: bool = False
     # From the order in which steps and rows ran to that of the fields.
     _places: tuple[Callable[[Tensor], Tensor], ...] = ()
+    _edited: bool = False
 
     @staticmethod
     def of(
@@ -71,6 +72,10 @@ class LayerTrace:
         last = recurrence.last_step(scanned.h, h0, lengths), recurrence.last_step(scanned.c, c0, lengths)
         trace = LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, *recurrent, resets, lengths, cell, c0)
         return replace(trace, _compiled=torch.compiler.is_compiling())
+
+    def as_edited(self) -> LayerTrace:
+        """Of a layer that ran step by step, with another hand in it."""
+        return replace(self, _edited=True)
 
     def turned(self) -> LayerTrace:
         """Of a backward layer, which ran each row from its end: the fields in the order of its input."""
@@ -108,6 +113,11 @@ def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradient
         raise RuntimeError(
             "this trace was taken by a compiled call, whose graph cannot be entered; take it with the module itself, "
             "model.trace(...), outside torch.compile"
+        )
+    if any(trace._edited for trace in layers):
+        raise RuntimeError(
+            "this trace was edited, so it ran step by step: torch.autograd.grad(loss, values) of the values that the "
+            "edit saw, or returned, is the total gradient there"
         )
     # What the scan gave, of which the fields may be an arrangement, and the state always is.
     wanted = [(scanned.h, scanned.c, scanned.gates, scanned.pre) for scanned in (trace._scanned for trace in layers)]

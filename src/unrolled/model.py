@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .cell_options import DEFAULTS, LayerOptions
+from .edits import Edit
 from .stack import MultiLayerLSTM, Trace
 from .state import LSTMState
 
@@ -161,9 +162,13 @@ class LanguageModel(nn.Module):
         *,
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
+        edit: Edit | None = None,
     ) -> Trace:
-        """`forward`, opened: the same computation with every layer's h, c and gates. Arguments as there."""
-        return self.lstm.trace(self._inputs(ids, lengths), state, resets=resets, lengths=lengths)
+        """`forward`, opened: the same computation with every layer's h, c and gates. Arguments as there.
+
+        `edit`: as in `MultiLayerLSTM.trace`, changes values as they are made.
+        """
+        return self.lstm.trace(self._inputs(ids, lengths), state, resets=resets, lengths=lengths, edit=edit)
 
     def extra_repr(self) -> str:
         return f"vocabulary={self.config.vocabulary}"

@@ -59,6 +59,13 @@ inline Near hard_sigmoid(Near x) {
 }
 inline Near relu(Near x) { return {std::max(0.0, x.value), x.error}; }
 
+inline Near divided(Near a, double by) { return rounded(a.value / by, a.error / by); }
+// 1 / sqrt(x), by a root and a division.
+inline Near inverse_root(Near x) {
+    const double value = 1.0 / std::sqrt(x.value);
+    return rounded(value, 1.0 / std::sqrt(x.value - x.error) - value, 3.0);
+}
+
 // A sum of `terms` products, whose magnitudes add up to `size`: each is rounded once, and takes part in at most as many
 // additions as there are terms, and one.
 inline Near summed(Near start, double sum, double size, int64_t terms) {

@@ -48,7 +48,7 @@ class Case {
         accepted(unrolled_backward(&run, &first.call));
         check_backward(sequence_, given, first);
         const Floats grad_pre = first.grad_pre.values(), grad_h0 = first.grad_h0.values();
-        const Floats grad_c0 = first.grad_c0.values();
+        const Floats grad_c0 = first.grad_c0.values(), grad_norm = first.grad_norm.values();
         for (int64_t k = 0; k < 2; ++k) {
             Backward other(sequence_, c, gates, given, place(2 + k));
             const UnrolledRun other_run{set_, threads(1 + k)};
@@ -56,6 +56,7 @@ class Case {
             check_same("grad_pre", other.grad_pre.data(), grad_pre);
             check_same("grad_h0", other.grad_h0.data(), grad_h0);
             check_same("grad_c0", other.grad_c0.data(), grad_c0);
+            check_same("grad_norm", other.grad_norm.data(), grad_norm);
         }
     }
 
@@ -86,7 +87,7 @@ void run_case(const char* set, const Sequence& sequence, int64_t turn, const Lay
     one.run_forward();
     one.run_backward({Cotangent(sizes, sizes.hidden, layouts[0], random),
                       Cotangent(sizes, sizes.hidden, layouts[1], random),
-                      Cotangent(sizes, 4 * sizes.hidden, layouts[2], random)});
+                      Cotangent(sizes, sequence.planes() * sizes.hidden, layouts[2], random)});
 }
 
 void run_size(Sizes sizes, bool all_layouts, int64_t& turn) {
@@ -115,7 +116,8 @@ void run_size(Sizes sizes, bool all_layouts, int64_t& turn) {
 // Every option alone and all of them, at sizes with whole and with partial vectors.
 void run_options(int64_t& turn) {
     for (const Options& options : kOptions) {
-        for (const Sizes& sizes : {Sizes{3, 4, 5}, Sizes{5, 9, 16}, Sizes{2, 3, 33}, Sizes{3, 13, 130}, Sizes{0, 2, 5}}) {
+        for (const Sizes& sizes : {Sizes{3, 4, 5}, Sizes{5, 9, 16}, Sizes{2, 3, 33}, Sizes{3, 13, 130}, Sizes{0, 2, 5},
+                                   Sizes{2, 3, 1}, Sizes{2, 5, 0}}) {
             for (const Masks masks : {Masks::none, Masks::both}) {
                 Random random(static_cast<uint64_t>(turn));
                 const Sequence sequence(sizes, masks, random, options);

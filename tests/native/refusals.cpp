@@ -37,6 +37,10 @@ void refuse_forward() {
     for (const float clip : {-1.0f, std::nanf("")}) {
         trial.refuse("the bound of c must be positive, or 0 for none", [&](F& call) { call.cell.clip = clip; });
     }
+    trial.refuse("with a norm, gates or sums must not be NULL", [&](F& call) {
+        call.cell.norm = call.pre;
+        call.gates = nullptr;
+    });
     about("nothing to do");
     for (int64_t F::*size : {&F::steps, &F::rows, &F::hidden}) {
         F call{};
@@ -63,6 +67,7 @@ void refuse_backward() {
     for (const float clip : {-1.0f, std::nanf("")}) {
         trial.refuse("the bound of c must be positive, or 0 for none", [&](B& call) { call.cell.clip = clip; });
     }
+    trial.refuse("with a norm, grad_norm must not be NULL", [&](B& call) { call.cell.norm = call.c; });
     for (UnrolledGradient B::*gradient : {&B::grad_h, &B::grad_c, &B::grad_gates}) {
         for (int64_t UnrolledGradient::*stride : {&UnrolledGradient::time_stride, &UnrolledGradient::row_stride}) {
             trial.refuse("a cotangent's strides must not be negative", [&](B& call) { call.*gradient.*stride = -1; });

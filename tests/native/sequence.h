@@ -21,28 +21,42 @@ constexpr Masks kMasks[] = {Masks::none, Masks::resets,    Masks::lengths,
 struct Options {
     bool peephole, hard_gates, relu;
     float clip;  // 0 for none
+    bool norm;
 };
-constexpr Options kPlain{false, false, false, 0.0f};
-constexpr Options kOptions[] = {{true, false, false, 0.0f}, {false, true, false, 0.0f}, {false, false, true, 0.0f},
-                                {false, false, false, 0.75f}, {true, true, true, 0.75f}};
+constexpr Options kPlain{false, false, false, 0.0f, false};
+constexpr Options kNormed{false, false, false, 0.0f, true};
+constexpr Options kOptions[] = {{true, false, false, 0.0f, false},  {false, true, false, 0.0f, false},
+                                {false, false, true, 0.0f, false},  {false, false, false, 0.75f, false},
+                                {true, true, true, 0.75f, false},   kNormed,
+                                {true, false, false, 0.75f, true}, {true, true, true, 0.75f, true}};
 
 struct Sequence {
     Sequence(Sizes given, Masks masks, Random& random, Options options = kPlain);
 
-    // With the addresses of a copy of the peephole.
-    UnrolledCell cell(const Buffer<float>& copy) const;
+    // With the addresses of copies of the peephole and of gains and shifts.
+    UnrolledCell cell(const Buffer<float>& of_peephole, const Buffer<float>& of_norm) const;
+    // Numbers of a unit that are stored of a step: the gates, and the sums that are normalised.
+    int64_t planes() const { return options.norm ? 8 : 4; }
+    int64_t planes_of_norm() const { return !options.norm ? 0 : options.peephole ? 13 : 10; }
     // The cell's functions, and their slopes from what they returned.
     Near gate(Near x) const { return options.hard_gates ? hard_sigmoid(x) : sigmoid(x); }
     Near squashed(Near x) const { return options.relu ? relu(x) : tanh(x); }
     Near gate_slope(float y) const;
     Near squashed_slope(float y) const;
+    Near squashed_slope(Near y) const;
+    // Times the gain, plus the shift, of i, f, g, o or c.
+    Near normed(int64_t which, int64_t unit, Near standard) const {
+        return standard * gain_at(which, unit) + norm_at(5 + which, unit);
+    }
+    Near gain_at(int64_t which, int64_t unit) const { return norm_at(which, unit); }
+    Near norm_at(int64_t row, int64_t unit) const { return exact(norm.data()[row * sizes.hidden + unit]); }
     float peephole_at(int64_t which, int64_t unit) const { return peephole.data()[which * sizes.hidden + unit]; }
 
     Options options;
 
     Sizes sizes;
     Floats pre, w_h, h0, c0;
-    Floats peephole;               // empty for none
+    Floats peephole, norm;         // empty for none
     std::vector<uint8_t> resets;   // empty for none
     std::vector<int64_t> lengths;  // empty for none
 };
@@ -62,7 +76,7 @@ class Forward {
     Buffer<float> h, c, gates;
 
    private:
-    Buffer<float> pre_, w_h_, h0_, c0_, peephole_;
+    Buffer<float> pre_, w_h_, h0_, c0_, peephole_, norm_, sums_;
     Buffer<uint8_t> resets_;
     Buffer<int64_t> lengths_;
     Buffer<float> scratch_;
@@ -99,10 +113,10 @@ class Backward {
     Backward(const Sequence& sequence, const Floats& c, const Floats& gates, const Cotangents& given, Place place);
 
     UnrolledBackward call;
-    Buffer<float> grad_pre, grad_h0, grad_c0;
+    Buffer<float> grad_pre, grad_h0, grad_c0, grad_norm;
 
    private:
-    Buffer<float> grad_h_, grad_c_, grad_gates_, w_h_, c_, gates_, c0_, peephole_;
+    Buffer<float> grad_h_, grad_c_, grad_gates_, w_h_, c_, gates_, c0_, peephole_, norm_;
     Buffer<uint8_t> resets_;
     Buffer<int64_t> lengths_;
     Buffer<float> scratch_;

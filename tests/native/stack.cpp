@@ -168,13 +168,16 @@ Stack::Stack(const StackCase& given, Random& random) : sizes(given) {
     h = random.floats(given.layers * given.rows * given.hidden, 1.25f);
     c = random.floats(given.layers * given.rows * given.hidden, 2.0f);
     peephole = random.floats(given.layers * 3 * given.hidden, 1.0f);
+    norm = random.floats(given.layers * 10 * given.hidden, 1.0f);
     for (int64_t row = 0; row < given.rows && given.vocabulary > 0; ++row)
         ids.push_back(random.below(given.vocabulary));
 }
 
 UnrolledCell Stack::cell(int64_t layer) const {
     if (!cells) return {};
-    return {peephole.data() + layer * 3 * sizes.hidden, 0.75f, layer % 2 == 0 ? 1 : 0, 0};
+    const bool other = layer % 2 == 0;
+    return {peephole.data() + layer * 3 * sizes.hidden, 0.75f, other ? 1 : 0, 0,
+            other ? norm.data() + layer * 10 * sizes.hidden : nullptr};
 }
 
 PackedStack::PackedStack(const UnrolledRun& run, int32_t weights, const Stack& stack, Place place)
@@ -217,6 +220,7 @@ StepResult PackedStack::take(const UnrolledRun& run, const StepsCase& given, Pla
     const auto scratch_bytes = several ? unrolled_steps_scratch_bytes : unrolled_step_scratch_bytes;
     const int64_t bytes = scratch_bytes(weights_, sizes.rows, sizes.input, sizes.hidden, run.threads);
     Buffer<char> scratch(bytes, place);
+    Buffer<float> sums(stack_.cells ? sizes.rows * 4 * ((sizes.hidden + 15) / 16 * 16) : 0, place);
     // Both states in one allocation, so that it is known which lies first; the other's end is the end of the memory.
     Buffer<float> both(2 * states, place);
     float* before = both.data() + (downwards ? states : 0);
@@ -244,7 +248,8 @@ StepResult PackedStack::take(const UnrolledRun& run, const StepsCase& given, Pla
                             data_or_null(out) ? out.data() : nullptr,
                             scratch.data(),
                             bytes,
-                            stack_.cells ? own.data() : nullptr};
+                            stack_.cells ? own.data() : nullptr,
+                            stack_.cells ? sums.data() : nullptr};
     accepted(several ? unrolled_steps(&run, &step, given.steps) : unrolled_step(&run, &step));
     if (states > 0) check_same("h_before", before, given.h);
     return {Floats(after, after + states), c.values(), out.values()};
@@ -312,6 +317,8 @@ StepResult by_sequence_kernels(const UnrolledRun& run, const Stack& stack, const
             product(x, layer == 0 ? stack.sizes.input : hidden, width, own.w_x, false, own.bias, pre.data());
         }
         Buffer<float> scratch(unrolled_forward_scratch(hidden), Place::heap);
+        // The sums may take the place of what they are made of.
+        float* sums = pre.data();
         const UnrolledForward call{1,
                                    rows,
                                    hidden,
@@ -328,7 +335,8 @@ StepResult by_sequence_kernels(const UnrolledRun& run, const Stack& stack, const
                                    scratch.count(),
                                    1,
                                    0,
-                                   stack.cell(layer)};
+                                   stack.cell(layer),
+                                   sums};
         accepted(unrolled_forward(&run, &call));
     }
     const float* top = result.h.data() + (stack.sizes.layers - 1) * state;

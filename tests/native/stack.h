@@ -27,8 +27,9 @@ struct Stack {
 
     StackCase sizes;
     std::vector<LayerWeights> layers;
-    Floats projection, projection_bias, table, x, h, c, peephole;
-    bool cells = false;  // whether the layers have peepholes and bounds of c, and every other one hard gates
+    Floats projection, projection_bias, table, x, h, c, peephole, norm;
+    // Whether the layers have peepholes and bounds of c, and every other one hard gates and layer normalisation.
+    bool cells = false;
     std::vector<int64_t> ids;
 };
 

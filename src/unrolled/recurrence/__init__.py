@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from . import cpu, portable, products, reference
+from . import cpu, edited, portable, products, reference
 from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
 from .masks import drawn_seed, random_words, row_keys, sequence_mask, weight_mask
@@ -29,15 +29,18 @@ __all__ = [
     "Scanned",
     "backends",
     "check_name",
+    "checked",
     "drawn_seed",
     "last_step",
     "linear",
     "of_layer",
     "row_keys",
     "scan",
+    "scan_edited",
     "sequence_mask",
     "states",
     "total_gradients",
+    "variants",
     "weight_mask",
 ]
 
@@ -88,7 +91,7 @@ def scan(
     range, BackendUnavailable where the backend cannot run the call.
     """
     chosen = choose(backend, _call(w_h, w_hr, cell, strict))
-    x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
+    x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     x, scale = _masked(x, x_mask)
     resets = None if resets is None else resets.t()
     if chosen == "reference":
@@ -98,16 +101,11 @@ def scan(
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=chosen == "cpu", strict=strict)
         kernel, projection = (cpu.scan, ()) if chosen == "cpu" else (portable.scan, (w_hr,))
-        if start is None or resets is None:
-            h, c, gates = kernel(pre, w_h, h0, c0, resets, lengths, *projection, *cell)
-        else:
 
-            def part(
-                first: int, some: Tensor, h: Tensor, c: Tensor, left: Tensor | None
-            ) -> tuple[Tensor, Tensor, Tensor]:
-                return kernel(some, w_h, h, c, None, left, *projection, *cell._replace(first=first))
+        def run(first: int, pre: Tensor, *state_and_masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            return kernel(pre, w_h, *state_and_masks, *projection, *cell._replace(first=first))
 
-            h, c, gates = run_parts(part, pre, h0, c0, resets, lengths, start)
+        h, c, gates = run_parts(run, pre, h0, c0, resets, lengths, start)
     if cell.norm is not None:
         gates = gates[:, :, :4]
     followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
@@ -141,9 +139,66 @@ def states(
         options["x_mask"] = x_mask
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
-    x, lengths = (x, lengths) if clean else _checked(x, lengths, w_x.shape[0])
+    x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict, cell)
     return h.transpose(0, 1), c.transpose(0, 1)
+
+
+def scan_edited(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    edit: edited.Edit,
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
+    start: Start | None = None,
+    x_mask: Tensor | None = None,
+) -> Scanned:
+    """`scan`, step by step in plain torch, with `edit` in every step; its `pre` is None."""
+    if x.shape[1] == 0:
+        return scan(x, w_x, w_h, bias, h0, c0, w_hr=w_hr, cell=cell, backend="reference")._replace(pre=None)
+    x, lengths = checked(x, lengths, w_x.shape[0])
+    x, scale = _masked(x, x_mask)
+    pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=False, strict=False)
+    options: dict[str, Any] = {"w_hr": w_hr, "cell": cell, "start": start, "lengths": lengths}
+    options["resets"] = None if resets is None else resets.t()
+    with full_precision(w_h):
+        made = list(edited.steps(pre, w_h, h0, c0, edit, **options))
+    h, c, i, f, g, o = (torch.stack(values, 1) for values in zip(*made, strict=True))
+    return Scanned(h, c, torch.stack([i, f, g, o], 2), None)
+
+
+def variants(
+    x: Tensor,
+    w_x: Tensor,
+    w_h: Tensor,
+    bias: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    edit: edited.Edit,
+    count: int,
+    *,
+    resets: Tensor | None = None,
+    w_hr: Tensor | None = None,
+    cell: Cell = PLAIN,
+    start: Start | None = None,
+) -> Tensor:
+    """h [count, B, T, H] of the same sequence run `count` times side by side: `edit` gets values [count, B, width].
+
+    The product with x is taken once for all of them. There is at least one step.
+    """
+    pre = _inputs(checked(x, None, w_x.shape[0])[0], w_x, bias, w_h.dtype, None, native=False, strict=False)
+    h0, c0 = (first.expand(count, *first.shape) for first in (h0, c0))
+    resets = None if resets is None else resets.t()
+    with full_precision(w_h):
+        made = edited.steps(pre, w_h, h0, c0, edit, resets=resets, w_hr=w_hr, cell=cell, start=start)
+        return torch.stack([each.h for each in made], 2)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -223,7 +278,7 @@ def _masked(x: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
     return x * x_mask.unsqueeze(1), None
 
 
-def _checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Tensor | None]:
+def checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Tensor | None]:
     """x and lengths with their values checked; x is 0 behind a row's length, whatever it held."""
     if lengths is not None:
         steps = x.shape[1]

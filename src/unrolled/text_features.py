@@ -1,0 +1,144 @@
+"""Simple functions of a text, one number for each token: what a unit may turn out to keep track of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .corpus import Split
+from .tokens import Tokenizer
+
+# Kinds that a feature's numbers may be of, at most.
+KINDS = 8
+_LARGEST = 255
+_OPENING, _CLOSING = "([{", ")]}"
+_QUOTES = "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
+_TAB = 8
+# Tokens whose numbers are Python's own objects at a time.
+_BLOCK = 4096
+_NAMES = ("column", "quoted", "brackets", "word", "newline", "indent")
+
+
+@dataclass(frozen=True, eq=False)
+class Feature:
+    """`kinds` [tokens] uint8: which of `labels` the text is at after each token."""
+
+    name: str
+    kinds: NDArray[np.uint8]
+    labels: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.kinds.dtype != np.uint8 or self.kinds.ndim != 1:
+            raise ValueError(
+                f"the kinds of {self.name!r} are {self.kinds.dtype} {list(self.kinds.shape)}, expected uint8 [tokens]: "
+                "np.asarray(kinds, np.uint8)"
+            )
+        if self.kinds.size and int(self.kinds.max()) >= len(self.labels):
+            raise ValueError(
+                f"feature {self.name!r} has kind {int(self.kinds.max())} and {len(self.labels)} labels; give a label "
+                "for each kind"
+            )
+
+    @property
+    def constant(self) -> bool:
+        """Whether it is the same everywhere, so that nothing can follow it."""
+        return not self.kinds.size or bool((self.kinds == self.kinds[0]).all())
+
+
+@dataclass
+class _Text:
+    """Where in a text one is, after each character."""
+
+    column: int = 0
+    indent: int = 0
+    indenting: bool = True
+    quoted: bool = False
+    depth: int = 0
+    word: bool = False
+    newline: bool = False
+
+    def _read(self, character: str) -> None:
+        if character == "\n":
+            self.quoted &= not self.newline
+            self.depth = 0 if self.newline else self.depth
+            self.column = self.indent = 0
+            self.indenting, self.newline, self.word = True, True, False
+            return
+        self.newline = False
+        self.column += 1
+        self.word = character.isalnum() or character == "_"
+        if self.indenting:
+            self.indenting = character in " \t"
+            self.indent += self.indenting * (_TAB if character == "\t" else 1)
+        if self.word:
+            return
+        if character == '"':
+            self.quoted = not self.quoted
+        elif character in _QUOTES:
+            self.quoted = character == _QUOTES[0]
+        elif character in _OPENING:
+            self.depth += 1
+        elif character in _CLOSING:
+            self.depth = max(0, self.depth - 1)
+
+    def after(self, characters: str) -> tuple[int, ...]:
+        """The numbers of `_NAMES`, once these have been read too."""
+        for character in characters:
+            self._read(character)
+        return self.column, self.quoted, self.depth, self.word, self.newline, self.indent
+
+
+def text_features(split: Split, tokenizer: Tokenizer) -> tuple[Feature, ...]:
+    """Six features of a text, each after the last character that a token completes:
+
+    - "column": characters since the line began, in up to 8 ranges that hold about as many tokens each.
+    - "quoted": inside double quotes, straight or typographic. Single ones are apostrophes as often as not.
+    - "brackets": how many of ( [ { are open, 0 to 3 and more.
+    - "word": the character was a letter, a digit or an underscore.
+    - "newline": the character was a line feed.
+    - "indent": blanks at the line's beginning, as many as were read; a tab counts as 8.
+
+    A blank line closes what is open, and so does a new document: one lost quote would otherwise turn around all that
+    follows. A token that completes no character (bytes of one) is where the one before it was; of a token of several
+    characters (byte pairs) the last one counts. Memory is one byte for each token and feature. Raises ValueError for
+    ids alone, which have no text.
+    """
+    if tokenizer.name == "ids":
+        raise ValueError("ids that stand for themselves have no text, so no lines, words or quotes; pass features=()")
+    numbers = np.empty((len(_NAMES), len(split)), np.uint8)
+    starts = split.starts.tolist()
+    for begin, end in pairwise([*starts, len(split)]):
+        decoder, text = tokenizer.decoder(), _Text()
+        for first in range(begin, end, _BLOCK):
+            last = min(first + _BLOCK, end)
+            found = [text.after(decoder.push(token)) for token in split.ids[first:last].tolist()]
+            numbers[:, first:last] = np.minimum(found, _LARGEST).T
+    return tuple(_features(numbers))
+
+
+def _features(numbers: NDArray[np.uint8]) -> Iterator[Feature]:
+    labels = {"quoted": ("outside", "inside"), "word": ("outside", "inside"), "newline": ("elsewhere", "behind one")}
+    for name, row in zip(_NAMES, numbers, strict=True):
+        if name in labels:
+            yield Feature(name, row, labels[name])
+        elif name == "brackets":
+            yield Feature(name, np.minimum(row, 3), ("0", "1", "2", "3 and more"))
+        else:
+            yield ranges(name, row)
+
+
+def ranges(name: str, numbers: NDArray[np.uint8], most: int = KINDS) -> Feature:
+    """A feature of at most `most` kinds, neighbouring numbers that about as many tokens have each."""
+    behind = np.cumsum(np.bincount(numbers, minlength=_LARGEST + 1))
+    least, largest = int(numbers.min(initial=_LARGEST)), int(numbers.max(initial=0))
+    ends = np.searchsorted(behind, behind[-1] * np.arange(1, most) / most)
+    edges = np.array([least, *sorted({int(end) + 1 for end in ends if end < largest})])
+    lasts = [*(edges[1:] - 1).tolist(), largest]
+    labels = [str(a) if a == b else f"{a} to {b}" for a, b in zip(edges.tolist(), lasts, strict=True)]
+    if largest == _LARGEST:
+        labels[-1] = f"{edges[-1]} and more"
+    return Feature(name, (np.searchsorted(edges, numbers, side="right") - 1).astype(np.uint8), tuple(labels))
