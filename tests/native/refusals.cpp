@@ -22,6 +22,27 @@ void refuse_sequence_sizes(const Trial<Call>& trial) {
     trial.refuse_no_call("call is NULL");
 }
 
+// Each cell with what is wrong with it.
+template <typename Call>
+void refuse_masks(const Trial<Call>& trial) {
+    constexpr const char* kLikely = "what is held or dropped must be so with a likelihood of 0 to 1";
+    static const uint64_t keys[] = {1, 2, 3, 4};
+    for (float UnrolledCell::*likely : {&UnrolledCell::zoneout_h, &UnrolledCell::zoneout_c, &UnrolledCell::dropout}) {
+        for (const float wrong : {-0.5f, 1.5f, std::nanf("")}) {
+            trial.refuse(kLikely, [&](Call& call) {
+                call.cell.keys = keys;
+                call.cell.*likely = wrong;
+            });
+        }
+        trial.refuse("with a norm, nothing is held or dropped", [&](Call& call) {
+            call.cell.keys = keys;
+            call.cell.norm = call.w_h;
+            call.cell.*likely = 0.5f;
+        });
+    }
+    trial.refuse("nothing is dropped without keys", [](Call& call) { call.cell.dropout = 0.5f; });
+}
+
 void refuse_forward() {
     Random random(1);
     const Sequence sequence({3, 4, 5}, Masks::both, random);
@@ -41,6 +62,8 @@ void refuse_forward() {
         call.cell.norm = call.pre;
         call.gates = nullptr;
     });
+    refuse_masks(trial);
+    trial.refuse("with an h_mask, h_in must not be NULL", [](F& call) { call.h_mask = call.h0; });
     about("nothing to do");
     for (int64_t F::*size : {&F::steps, &F::rows, &F::hidden}) {
         F call{};
@@ -49,6 +72,25 @@ void refuse_forward() {
         accepted(unrolled_forward(&kRun, &call));
     }
     check();
+}
+
+void refuse_random_words() {
+    const uint64_t keys[] = {1, 2, 3};
+    Buffer<uint32_t> words(2 * 2 * 3 * 5, Place::heap);
+    const auto check = [&] { check_untouched(words); };
+    using W = UnrolledRandomWords;
+    const W right{0, 2, 3, 5, keys, words.data()};
+    const Trial<W> trial(unrolled_random_words, right, check);
+    for (int64_t W::*size : {&W::steps, &W::rows, &W::units}) {
+        trial.refuse_values("steps, rows and units must not be negative", size, {int64_t{-1}, -kHuge});
+        trial.refuse_values("steps x rows x units is beyond 2^40", size, {int64_t{1} << 40, kHuge});
+    }
+    trial.refuse_null("keys and words must not be NULL", {&W::keys});
+    trial.refuse_null("keys and words must not be NULL", {&W::words});
+    trial.refuse_no_call("call is NULL");
+    about("nothing to do");
+    const W nothing{0, 0, 3, 5, nullptr, nullptr};
+    accepted(unrolled_random_words(&kRun, &nothing));
 }
 
 void refuse_backward() {
@@ -68,6 +110,7 @@ void refuse_backward() {
         trial.refuse("the bound of c must be positive, or 0 for none", [&](B& call) { call.cell.clip = clip; });
     }
     trial.refuse("with a norm, grad_norm must not be NULL", [&](B& call) { call.cell.norm = call.c; });
+    refuse_masks(trial);
     for (UnrolledGradient B::*gradient : {&B::grad_h, &B::grad_c, &B::grad_gates}) {
         for (int64_t UnrolledGradient::*stride : {&UnrolledGradient::time_stride, &UnrolledGradient::row_stride}) {
             trial.refuse("a cotangent's strides must not be negative", [&](B& call) { call.*gradient.*stride = -1; });
@@ -186,6 +229,7 @@ void run_refusals() {
     about("the version of the interface");
     if (unrolled_abi_version() != UNROLLED_ABI_VERSION) fail("the header is another one than the library's");
     refuse_forward();
+    refuse_random_words();
     refuse_backward();
     refuse_product();
     refuse_weight_gradient();

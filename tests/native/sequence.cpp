@@ -234,8 +234,13 @@ Sequence::Sequence(Sizes given, Masks masks, Random& random, Options chosen)
 }
 
 UnrolledCell Sequence::cell(const Buffer<float>& of_peephole, const Buffer<float>& of_norm) const {
-    return {pointer_unless_empty(of_peephole), options.clip, options.hard_gates ? 1 : 0, options.relu ? 1 : 0,
-            pointer_unless_empty(of_norm)};
+    UnrolledCell cell{};
+    cell.peephole = pointer_unless_empty(of_peephole);
+    cell.clip = options.clip;
+    cell.hard_gates = options.hard_gates ? 1 : 0;
+    cell.relu = options.relu ? 1 : 0;
+    cell.norm = pointer_unless_empty(of_norm);
+    return cell;
 }
 
 Near Sequence::gate_slope(float y) const {

@@ -176,8 +176,12 @@ Stack::Stack(const StackCase& given, Random& random) : sizes(given) {
 UnrolledCell Stack::cell(int64_t layer) const {
     if (!cells) return {};
     const bool other = layer % 2 == 0;
-    return {peephole.data() + layer * 3 * sizes.hidden, 0.75f, other ? 1 : 0, 0,
-            other ? norm.data() + layer * 10 * sizes.hidden : nullptr};
+    UnrolledCell cell{};
+    cell.peephole = peephole.data() + layer * 3 * sizes.hidden;
+    cell.clip = 0.75f;
+    cell.hard_gates = other ? 1 : 0;
+    cell.norm = other ? norm.data() + layer * 10 * sizes.hidden : nullptr;
+    return cell;
 }
 
 PackedStack::PackedStack(const UnrolledRun& run, int32_t weights, const Stack& stack, Place place)

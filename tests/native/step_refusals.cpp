@@ -170,9 +170,15 @@ void refuse_step(StepMemory& memory, const Trial<S>& trial) {
     trial.refuse_null("h_before, h_after and c must not be NULL", {&S::h_after, &S::c});
     trial.refuse("h_after must be apart from h_before", [](S& step) { step.h_before = step.h_after; });
     trial.refuse_null("x must not be NULL where input is above 0", {&S::x});
-    const UnrolledCell unbounded{nullptr, -1.0f, 0, 0, nullptr}, normed{nullptr, 0.0f, 0, 0, memory.x.data()};
+    UnrolledCell unbounded{}, normed{};
+    unbounded.clip = -1.0f;
+    normed.norm = memory.x.data();
     trial.refuse("with a norm, sums must not be NULL", [&](S& step) { step.cells = &normed; });
     trial.refuse("the bound of c must be positive, or 0 for none", [&](S& step) { step.cells = &unbounded; });
+    const uint64_t key = 1;
+    UnrolledCell drawing{};
+    drawing.keys = &key;
+    trial.refuse("a step draws no masks", [&](S& step) { step.cells = &drawing; });
     trial.refuse_null("packed must not be NULL", {&S::packed});
     const void* none = nullptr;
     trial.refuse("packed must not be NULL", [&](S& step) { step.packed = &none; });
