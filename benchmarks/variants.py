@@ -1,6 +1,7 @@
 """What each option of a cell costs: beside the plain layer, and beside the loop over steps that one writes today.
 
-A training step of one layer, all gradients taken; an option is timed only when its h and gradients are the loop's.
+A training step of one layer, all gradients taken; an option is timed only when its h and gradients are the loop's. If
+masks are drawn, the loop is first given ours, and draws its own while it is timed, by torch's generator.
 
     python benchmarks/variants.py [--seconds 8] [--write PAGE]
 
@@ -10,6 +11,7 @@ Exits 1 where an option takes more than is promised of it.
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,6 +22,11 @@ from page import add_write, provenance, table, write_section
 from torch import Tensor
 
 from unrolled import LSTMLayer
+from unrolled.recurrence import masks, row_keys, threefry
+
+# Where something is held or dropped, with a probability: of h, c or g at a step, of x or h at all, of W_h.
+Draw = Callable[[str, int, tuple[int, ...], float], Tensor]
+SEED = torch.tensor(1997)
 
 # Batch, steps, input, hidden: where the cell is dear beside its products, and where it is not.
 SHAPES = ((16, 128, 64, 64), (32, 64, 256, 256))
@@ -32,18 +39,54 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "hard_sigmoid": {"gate_activation": "hard_sigmoid"},
     "relu": {"activation": "relu"},
     "layer_norm": {"layer_norm": True},
+    "zoneout": {"zoneout": 0.1},
+    "recurrent_dropout": {"recurrent_dropout": 0.1},
+    "variational_dropout": {"variational_dropout": 0.1},
+    "weight_drop": {"weight_drop": 0.1},
 }
-# Of the plain layer's time, at most.
-PROMISED = {"layer_norm": 1.2}
+# Of the plain layer's time, at most; of weight_drop, which masks all of W_h in each call, nothing is promised.
+PROMISED = {"layer_norm": 1.2, "weight_drop": math.inf}
 OTHERS = 1.05
 # What rounding may do over the steps of the longest sequence, of the largest value.
 NEAR = 1e-3
 
 
-def loop(layer: LSTMLayer, x: Tensor) -> Tensor:
+def by_torch(_: str, __: int, shape: tuple[int, ...], p: float) -> Tensor:
+    return torch.rand(shape) < p
+
+
+def as_the_layer(shape: tuple[int, ...]) -> Draw:
+    """The masks that a layer draws from SEED, of a sequence of this batch, steps and hidden."""
+    batch, steps, hidden = shape
+    keys = row_keys(SEED, batch)
+    words = threefry.words(keys, 0, steps, hidden)
+
+    def draw(of: str, t: int, size: tuple[int, ...], p: float) -> Tensor:
+        if of == "W_h":
+            return masks.weight_mask(SEED, torch.Size(size), p, torch.float32) == 0
+        if of in ("x", "h of all"):
+            return masks.sequence_mask(keys, of[0], size[-1], p, torch.float32) == 0
+        return threefry.below(words[:, t], ("h", "c", "g").index(of), threefry.threshold(p))
+
+    return draw
+
+
+def loop(layer: LSTMLayer, x: Tensor, draw: Draw = by_torch) -> Tensor:
     """The layer as plain torch, a step at a time: one product with x for all steps, one with h for each."""
     w_x, w_h, bias = layer._weights()
     options, hidden = layer.options, layer.hidden_dim
+    rows = (x.shape[0], hidden)
+
+    def dropped(values: Tensor, of: str, t: int, size: tuple[int, ...], p: float) -> Tensor:
+        return values.masked_fill(draw(of, t, size, p), 0) / (1 - p) if p else values
+
+    def held(new: Tensor, before: Tensor, of: str, t: int, p: float) -> Tensor:
+        return torch.where(draw(of, t, rows, p), before, new) if p else new
+
+    p_of_h, p_of_c = options.zoneouts
+    x = dropped(x.transpose(0, 1), "x", 0, (x.shape[0], x.shape[2]), options.variational_dropout).transpose(0, 1)
+    w_h = dropped(w_h, "W_h", 0, tuple(w_h.shape), options.weight_drop)
+    h_mask = dropped(torch.ones(rows), "h of all", 0, rows, options.variational_dropout)
     p_i, p_f, p_o = (getattr(layer, f"p_{gate}", None) for gate in "ifo")
     gate = torch.nn.functional.hardsigmoid if options.gate_activation == "hard_sigmoid" else torch.sigmoid
     squash = torch.relu if options.activation == "relu" else torch.tanh
@@ -57,14 +100,16 @@ def loop(layer: LSTMLayer, x: Tensor) -> Tensor:
     pre, w_h = x @ w_x.flatten(1) + bias.flatten(), w_h.flatten(1)
     h = c = x.new_zeros(x.shape[0], hidden)
     hs = []
-    for pre_t in pre.unbind(1):
-        i, f, g, o = normed((pre_t + h @ w_h).unflatten(-1, (4, hidden)), slice(0, 4)).unbind(-2)
+    for t, pre_t in enumerate(pre.unbind(1)):
+        taken_in = h * h_mask if options.variational_dropout else h
+        i, f, g, o = normed((pre_t + taken_in @ w_h).unflatten(-1, (4, hidden)), slice(0, 4)).unbind(-2)
         i = gate(i if p_i is None else i + p_i * c)
         f = 1 - i if options.coupled else gate(f if p_f is None else f + p_f * c)
-        c = f * c + i * squash(g)
+        new = f * c + i * dropped(squash(g), "g", t, rows, options.recurrent_dropout)
         if options.cell_clip is not None:
-            c = c.clamp(-options.cell_clip, options.cell_clip)
-        h = gate(o if p_o is None else o + p_o * c) * squash(normed(c, 4))
+            new = new.clamp(-options.cell_clip, options.cell_clip)
+        h = held(gate(o if p_o is None else o + p_o * new) * squash(normed(new, 4)), h, "h", t, p_of_h)
+        c = held(new, c, "c", t, p_of_c)
         hs.append(h)
     return torch.stack(hs, 1)
 
@@ -108,7 +153,9 @@ def measured(shape: tuple[int, ...], seconds: float) -> dict[str, Times]:
         def by_loop(given: Tensor, layer: LSTMLayer = layer) -> Tensor:
             return loop(layer, given)
 
-        check(name, step(layer, own, x, into_h), step(layer, by_loop, x, into_h))
+        draw = as_the_layer((batch, steps, hidden))
+        ours = step(layer, lambda given, layer=layer: layer(given, seed=SEED)[0], x, into_h)
+        check(name, ours, step(layer, lambda given, layer=layer, draw=draw: loop(layer, given, draw), x, into_h))
         runs[name] = lambda layer=layer, own=own: step(layer, own, x, into_h)
         runs[f"{name}, loop"] = lambda layer=layer, by_loop=by_loop: step(layer, by_loop, x, into_h)
     return alternate(runs, seconds=seconds)

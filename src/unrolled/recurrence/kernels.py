@@ -293,7 +293,8 @@ def cell_struct(cell: Cell, rows: int, hidden: int) -> CellStruct:
     if cell.norm is not None:
         _expect(cell.norm, (2, 5, hidden))
     peephole, norm, keys = _addresses(cell.peephole, cell.norm, cell.keys)
-    likely = cell.zoneout_h, cell.zoneout_c, cell.recurrent_dropout
+    # Without rows the keys lie nowhere, and there is nothing to draw.
+    likely = (cell.zoneout_h, cell.zoneout_c, cell.recurrent_dropout) if rows else (0.0, 0.0, 0.0)
     return CellStruct(
         *(peephole, cell.clip, cell.hard_gates, cell.relu, norm, keys, *likely, 1 / (1 - cell.recurrent_dropout)),
         *(threshold(each) for each in likely),
