@@ -16,7 +16,17 @@ from page import add_write
 
 FOLDER = Path(__file__).parent
 TRANSFORMS = ("packed", "compiled", "transforms", "per_sample")
-BENCHMARKS = ("recurrence", "variants", "trainer", "generation", "import_time", "text_memory", *TRANSFORMS)
+BENCHMARKS = (
+    "recurrence",
+    "variants",
+    "own_cell",
+    "trainer",
+    "generation",
+    "import_time",
+    "text_memory",
+    "inspection",
+    *TRANSFORMS,
+)
 
 
 def main() -> None:

@@ -25,7 +25,14 @@ if tokenizer["name"] not in ("byte", "char"):
 symbols = tokenizer.get("symbols")
 
 read = [symbols.index(symbol) for symbol in prompt] if symbols else list(prompt.encode())
-h = c = np.zeros((sizes["layers"], 1, sizes["hidden"]), dtype=np.float32)
+if "initial_state" in metadata:
+    start = json.loads(metadata["initial_state"])
+    h, c = (np.array(start[name], dtype=np.float32)[:, None] for name in "hc")
+else:
+    h, c = (
+        np.zeros((sizes["layers"], 1, width), np.float32)
+        for width in (sizes.get("proj", sizes["hidden"]), sizes["hidden"])
+    )
 written = []
 while len(written) < count:
     x = np.array([read], dtype=np.int64)

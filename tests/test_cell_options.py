@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -251,15 +250,6 @@ def test_int8_has_no_room_for_an_h_without_bounds() -> None:
         'weights="int8" keeps h in steps of 1/127 from -1 to 1, and with activation="relu" h has no bounds: take '
         '"bfloat16" or "float32"'
     )
-
-
-@pytest.mark.parametrize("options", IN_THE_CELL, ids=named)
-def test_an_exported_model_has_plain_cells(options: dict[str, Any], tmp_path: Path) -> None:
-    name, value = next(iter(options.items()))
-    with pytest.raises(ValueError) as error:
-        unrolled.export_onnx(MultiLayerLSTM(3, 4, **options), tmp_path / "model.onnx")
-    sentence = f"a layer has {name}={value!r}, which an exported model does not compute: build the model without"
-    assert str(error.value) == f"{sentence}, or run it in torch"
 
 
 @pytest.mark.parametrize("options", [*IN_THE_CELL, {"coupled": True}, {"bias": False}], ids=named)

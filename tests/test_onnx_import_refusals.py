@@ -41,21 +41,22 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         ValueError,
         "P of lstm_0 is h, which the graph computes or is given as it runs: the file does not hold these weights",
     ),
-    "coupled gates": (
-        lambda: from_onnx(model_of(input_forget=1)),
-        ValueError,
-        "lstm_0 has input_forget=1, which from_onnx does not take over: expected four gates",
-    ),
     "clip": (
         lambda: from_onnx(model_of(clip=3.0)),
         ValueError,
         "lstm_0 has clip=3, bounds of what goes into the gates, which no layer here has",
     ),
     "activations": (
+        lambda: from_onnx(model_of(activations=["Sigmoid", "Tanh", "Relu"])),
+        ValueError,
+        "lstm_0 has the activations sigmoid, tanh, relu, which from_onnx does not take over: expected sigmoid or "
+        "hardsigmoid, and twice tanh or twice relu, in both directions the same",
+    ),
+    "another hard sigmoid": (
         lambda: from_onnx(model_of(activations=["HardSigmoid", "Tanh", "Tanh"])),
         ValueError,
-        "lstm_0 has the activations hardsigmoid, tanh, tanh, which from_onnx does not take over: expected sigmoid, "
-        "tanh, tanh",
+        "lstm_0 has hardsigmoid with alpha 0.2 and beta 0.5, and a layer here has x / 6 + 1/2: expected "
+        "activation_alpha=1/6, activation_beta=1/2",
     ),
     "backwards": (
         lambda: from_onnx(model_of(direction="reverse")),

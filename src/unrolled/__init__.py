@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from .ngram import NGram
     from .onnx_export import ExportError, export_onnx
     from .onnx_import import from_onnx
+    from .own_cell import OwnGradients, OwnTrace
     from .ranks import RankError
     from .reach import Reach, reach
     from .recurrence import BackendUnavailable, Choice, backends
@@ -72,6 +73,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "layer": ("LSTMLayer",),
     "layer_trace": ("LayerTrace", "LayerGradients"),
+    "own_cell": ("OwnTrace", "OwnGradients"),
     "stack": ("MultiLayerLSTM", "Trace"),
     "state": ("LSTMState",),
     "stepper": ("Stepper",),
@@ -136,6 +138,8 @@ __all__ = [
     "Trace",
     "LayerTrace",
     "LayerGradients",
+    "OwnTrace",
+    "OwnGradients",
     "Stepper",
     "Calibration",
     "LSTM",

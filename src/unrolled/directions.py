@@ -10,11 +10,12 @@ from torch import Tensor
 
 from . import recurrence
 from .layer_trace import LayerTrace
+from .own_cell import OwnTrace
 from .reversal import turned, turned_resets
 from .state import LSTMState
 
 # x [B, T, ...], h0, c0, and by name resets and lengths, to h and c of every step, or to a trace.
-RunLayer = Callable[..., tuple[Tensor, Tensor] | LayerTrace]
+RunLayer = Callable[..., tuple[Tensor, Tensor] | LayerTrace | OwnTrace]
 
 
 class Passed(NamedTuple):
@@ -44,7 +45,7 @@ def run_layers(
     """
     starts = list(zip(state[0].unbind(0), state[1].unbind(0), strict=True))
     lasts: list[tuple[Tensor, Tensor]] = []
-    traces: list[LayerTrace] = []
+    traces: list[Any] = []
     for k, directions in enumerate(layers):
         below, x = x, between(x) if k else x
         outputs = []
@@ -53,10 +54,11 @@ def run_layers(
             # After the forward direction, which has found lengths out of range.
             given: dict[str, Any] = {"resets": turned_resets(resets, lengths) if backward else resets}
             found = run(turned(x, lengths) if backward else x, h0, c0, **given, lengths=lengths)
-            if isinstance(found, LayerTrace):
+            if isinstance(found, LayerTrace | OwnTrace):
                 lasts.append(found.state)
-                traces.append(found.turned() if backward else found)
-                outputs.append(traces[-1].h)
+                placed = found.turned() if backward else found
+                traces.append(placed)
+                outputs.append(placed.output if isinstance(placed, OwnTrace) else placed.h)
             else:
                 h, c = found
                 lasts.append((recurrence.last_step(h, h0, lengths), recurrence.last_step(c, c0, lengths)))

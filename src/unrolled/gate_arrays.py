@@ -50,11 +50,11 @@ def check_shape(array: NDArray[Any], shape: tuple[int, ...], name: str) -> None:
         raise ValueError(f"{name} is {list(array.shape)}, expected {list(shape)}")
 
 
-def stack_of(layers: Sequence[Sequence[GateArrays]], names: Sequence[str], call: str) -> MultiLayerLSTM:
+def stack_of(layers: Sequence[Sequence[GateArrays]], names: Sequence[str], call: str, **kind: Any) -> MultiLayerLSTM:
     """A stack without dropout and projection, on the CPU, of copies of the arrays; a bias that is None is zero, frozen.
 
     Each layer is its forward direction, alone or with the backward one behind it. `names` are the caller's for the
-    layers, and `call`, with one of them in its braces, converts that one alone.
+    layers, and `call`, with one of them in its braces, converts that one alone. `kind`: options of all layers.
     Raises TypeError for arrays of several dtypes, ValueError for layers of several widths or numbers of directions.
     """
     bottom, directions = layers[0][0], len(layers[0])
@@ -72,7 +72,7 @@ def stack_of(layers: Sequence[Sequence[GateArrays]], names: Sequence[str], call:
                     f"{expected[1]}: the layers of a MultiLayerLSTM have one hidden width{alone}"
                 )
     shape, dtype = (rows(bottom.w_x), hidden, len(layers)), _tensor(bottom.w_x[:0]).dtype
-    options: dict[str, Any] = {"bidirectional": directions == 2, "device": "meta", "dtype": dtype}
+    options: dict[str, Any] = {"bidirectional": directions == 2, "device": "meta", "dtype": dtype, **kind}
     options["peephole"] = any(arrays.peepholes is not None for layer in layers for arrays in layer)
     model = MultiLayerLSTM(*shape, output_dim=None, **options).to_empty(device="cpu")
     for empty, layer in zip(directions_of(model), layers, strict=True):
@@ -136,10 +136,14 @@ def _fill(layer: LSTMLayer, arrays: GateArrays) -> None:
         for kind, array in (("W_x", arrays.w_x), ("W_h", arrays.w_h), ("b_", bias)):
             trained = arrays.trained and not (kind == "b_" and arrays.bias is None)
             for gate, columns in zip(GATES, _tensor(array).chunk(4, -1), strict=True):
+                if gate == "f" and layer.options.coupled:
+                    continue
                 getattr(layer, f"{kind}{gate}").copy_(columns).requires_grad_(trained)
         if layer.options.peephole:
             none = np.zeros((3, layer.hidden_dim), arrays.w_h.dtype)
             for gate, row in zip("ifo", _tensor(none if arrays.peepholes is None else arrays.peepholes), strict=True):
+                if gate == "f" and layer.options.coupled:
+                    continue
                 getattr(layer, f"p_{gate}").copy_(row).requires_grad_(arrays.trained)
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from .corpus import Progress, Split
 from .evaluate import check
 from .model import LanguageModel
-from .relations import COUNTED, SHIFTS, Relation, Tables
+from .relations import COUNTED, SHIFTS, Relation, Tables, shortest
 from .stretches import WARM_UP, Stretch, default_lanes, stretches
 from .text_features import Feature, text_features
 from .tokens import Tokenizer
@@ -57,9 +57,7 @@ def inspect(
     check(model, split, tokenizer)
     if not quantities or not set(quantities) <= set(NAMES) or len(set(quantities)) < len(quantities):
         raise ValueError(f"quantities={tuple(quantities)!r} must be some of {', '.join(NAMES)}, each once")
-    every = text_features(split, tokenizer) if features is None else features
-    varying = [feature for feature in every if not feature.constant]
-    notes = [f"{each.name} is {each.labels[int(each.kinds[0])]} throughout" for each in every if each.constant]
+    varying, notes = _compared(text_features(split, tokenizer) if features is None else features, shifts)
     tables = Tables(varying, shifts=shifts, count=count, seed=seed) if varying else None
     gathered = _Gathered(model.config.layers, quantities, tables)
     chosen = default_lanes(len(split)) if lanes is None else lanes
@@ -73,6 +71,20 @@ def inspect(
             "state through"
         )
     return gathered.result(tuple(notes))
+
+
+def _compared(features: Sequence[Feature], shifts: int) -> tuple[list[Feature], list[str]]:
+    """Those that units can be compared with, and why not with the others."""
+    constant = [each for each in features if each.constant]
+    varying = [each for each in features if not each.constant]
+    notes = [f"{each.name} is {each.labels[int(each.kinds[0])]} throughout" for each in constant]
+    if varying and len(varying[0].kinds) < shortest(shifts):
+        notes = [
+            f"no unit was compared with the text: it has {len(varying[0].kinds)} tokens, and {shifts} shifts take at "
+            f"least {shortest(shifts)}"
+        ]
+        varying = []
+    return varying, notes
 
 
 class _Gathered:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .cell_options import IN_THE_LAYER
 from .drop_in import LSTM
 from .layer import GATES, LSTMLayer
+from .own_cell import name_of
 from .stack import MultiLayerLSTM
 
 
@@ -103,7 +104,8 @@ def to_torch(model: MultiLayerLSTM | LSTMLayer | LSTM) -> nn.LSTM:
 
 def check_has_place(layer: LSTMLayer, noun: str) -> None:
     """ValueError where the layer is other than `noun` can be."""
-    if changed := layer.options.changed(IN_THE_LAYER):
+    own = "" if layer.cell is None else f"cell={name_of(layer.cell)}"
+    if changed := own or layer.options.changed(IN_THE_LAYER):
         raise ValueError(f"the layer has {changed}, which {noun} has no place for: build the model without")
 
 

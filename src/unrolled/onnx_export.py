@@ -24,7 +24,13 @@ if TYPE_CHECKING:
 
 # What a protobuf message may measure, less room for the graph and the tokenizer.
 LARGEST = 2**31 - 2**24
-EXPORT = Runner("an exported model", "export_onnx({}, path)", any_weights=True, any_structure=True)
+EXPORT = Runner(
+    "an exported model",
+    "export_onnx({}, path)",
+    any_weights=True,
+    any_structure=True,
+    cell=("peephole", "gate_activation", "activation", "cell_clip", "layer_norm"),
+)
 
 
 class ExportError(ValueError):
@@ -46,8 +52,9 @@ def export_onnx(
     `c_n`, the state after the last step. Batch and time are free, from 1 on.
 
     `every_step` adds `every_h` and `every_c`, [layers, batch, time, width]. An `LSTM` node does not give out c, nor
-    project h (`proj_dim`), so each layer is then a `Scan`. `int8`: dynamically quantised weights, for ONNX Runtime
-    alone. `tokenizer`: a language model's, which goes into the file's metadata.
+    project h (`proj_dim`), clip c (`cell_clip`) or normalise (`layer_norm`), so each layer is then a `Scan`. `int8`:
+    dynamically quantised weights, for ONNX Runtime alone. `tokenizer`: a language model's, which goes into the file's
+    metadata, as does a learned initial state.
 
     Raises TypeError for another class or one with a forward of its own, ExportError for hooks, a model of 2 GiB or
     more, a path that is not a file's name in .onnx, and a package that is missing; OSError where it can't be written.
@@ -63,8 +70,10 @@ def export_onnx(
         import onnx
     except ImportError:
         raise ExportError("onnx is not installed: pip install 'unrolled[onnx]'") from None
-    from .onnx_graph import model_of
+    from .onnx_graph import model_of, takes_a_scan
 
+    if int8 and (scanned := next(filter(None, map(takes_a_scan, parts.layers)), "")):
+        raise ExportError(f"int8 is for LSTM nodes, and {scanned} takes Scan nodes; leave int8 out")
     proto = model_of(parts, __version__, every_step=every_step)
     onnx.checker.check_model(proto, full_check=True)
     if int8:
@@ -133,6 +142,9 @@ def _described(parts: Parts, tokenizer: Tokenizer | None, *, int8: bool) -> dict
     if parts.ids_only:
         sizes["vocabulary"] = parts.vocabulary
     found = {"sizes": json.dumps(sizes), "weights": "int8" if int8 else "float32"}
+    if any(layer.options.learn_initial_state for layer in parts.layers):
+        state = parts.initial_state()
+        found["initial_state"] = json.dumps({name: getattr(state, name)[:, 0].tolist() for name in "hc"})
     if tokenizer is not None:
         with tempfile.TemporaryDirectory() as scratch:
             file = Path(scratch) / "tokenizer.json"

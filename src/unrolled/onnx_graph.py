@@ -1,6 +1,7 @@
 """The parts of a model as an ONNX graph: an `LSTM` node for each layer and direction.
 
-Where every h and c is to come out, and where h is projected, neither of which the node can do, it is a `Scan`.
+Where every h and c is to come out, and where h is projected, c clipped or a layer normalised, none of which the node
+can do, it is a `Scan`.
 
 The node takes sequences time-first and its gates in the order i, o, f, c~, as rows (https://onnx.ai/onnx/operators/).
 """
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from .layer import LSTMLayer
 from .parts import Parts
+from .recurrence import Cell
+from .recurrence.cell import EPSILON
 from .recurrence.step import LayerWeights
 
 # Old enough for ONNX Runtime 1.12 and all that came after it.
@@ -34,13 +37,13 @@ def model_of(parts: Parts, version: str, *, every_step: bool) -> onnx.ModelProto
     graph = _Graph()
     sequence = _sequence(graph, parts, weights.embedding, every_step=every_step)
     befores = [graph.parts_of(name, count) for name in ("h", "c")]
-    scans = every_step or first.proj_dim is not None
+    scans = every_step or first.proj_dim is not None or any(takes_a_scan(layer) for layer in parts.layers)
     afters: list[tuple[str, ...]] = []
     for k in range(count // len(directions)):
         outputs = []
         for direction in directions:
             n = len(afters)
-            one = _One(n, direction, *_weights(parts.layers[n], weights.layers[n]))
+            one = _one(n, direction, parts.layers[n], weights.layers[n])
             output, *after = (_scanned if scans else _layer)(graph, one, sequence, befores[0][n], befores[1][n])
             outputs.append(output)
             afters.append(tuple(after))
@@ -71,7 +74,7 @@ def model_of(parts: Parts, version: str, *, every_step: bool) -> onnx.ModelProto
 
 
 class _One(NamedTuple):
-    """One direction of one layer: its place in the state, and its weights as float32."""
+    """One direction of one layer: its place in the state, and its weights as float32, those of its cell too."""
 
     at: int
     direction: str
@@ -79,6 +82,8 @@ class _One(NamedTuple):
     w_h: Tensor
     bias: Tensor
     w_hr: Tensor | None
+    cell: Cell
+    coupled: bool
 
 
 class _Graph:
@@ -103,6 +108,11 @@ class _Graph:
     @staticmethod
     def value(name: str, shape: Sequence[int | str], *, ids: bool = False) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.INT64 if ids else TensorProto.FLOAT, shape)
+
+
+def takes_a_scan(layer: LSTMLayer) -> str:
+    """The options that an LSTM node cannot have, as they would be written; its `clip` bounds what goes into gates."""
+    return layer.options.changed(("cell_clip", "layer_norm"))
 
 
 def _sequence(graph: _Graph, parts: Parts, embedding: Tensor | None, *, every_step: bool) -> str:
@@ -132,10 +142,27 @@ def _layer(graph: _Graph, one: _One, sequence: str, h: str, c: str) -> tuple[str
         graph.constant(f"B_{k}", torch.cat([one.bias[_ORDER].flatten(), one.bias.new_zeros(one.bias.numel())])[None]),
     ]
     outputs = [f"directions_{k}", f"h_n_{k}", f"c_n_{k}"]
-    options: dict[str, Any] = {"hidden_size": one.w_h.shape[-1], "direction": one.direction}
-    graph.nodes.append(helper.make_node("LSTM", [sequence, *names, "", h, c], outputs, name=f"lstm_{k}", **options))
+    inputs = [sequence, *names, "", h, c]
+    if one.cell.peephole is not None:
+        # i, f, o to i, o, f.
+        inputs.append(graph.constant(f"P_{k}", one.cell.peephole[[0, 2, 1]].flatten()[None]))
+    options: dict[str, Any] = {"hidden_size": one.w_h.shape[-1], "direction": one.direction, **_functions(one.cell)}
+    # f has weights all the same, those of i negated: a runtime that does not know of coupling gives the same numbers.
+    options |= {"input_forget": 1} if one.coupled else {}
+    graph.nodes.append(helper.make_node("LSTM", inputs, outputs, name=f"lstm_{k}", **options))
     axis = graph.constant(f"direction_axis_{k}", np.array([1], dtype=np.int64))
     return graph.add("Squeeze", [outputs[0], axis], f"h_of_layer_{k}"), *outputs[1:]
+
+
+def _functions(cell: Cell) -> dict[str, Any]:
+    """The node's attributes for the functions of a cell; none where they are its own."""
+    if not (cell.hard_gates or cell.relu):
+        return {}
+    squash = "Relu" if cell.relu else "Tanh"
+    if not cell.hard_gates:
+        return {"activations": ["Sigmoid", squash, squash]}
+    slopes = {"activation_alpha": [1 / 6], "activation_beta": [0.5]}
+    return {"activations": ["HardSigmoid", squash, squash], **slopes}
 
 
 def _scanned(graph: _Graph, one: _One, sequence: str, h: str, c: str) -> tuple[str, ...]:
@@ -168,13 +195,16 @@ def _step(graph: _Graph, one: _One) -> onnx.GraphProto:
     total = step.add("Add", [pre, step.add("MatMul", [h, recurrent], f"{at}_recurrent")], f"{at}_total")
     gates = [f"{at}_pre_{gate}" for gate in "ifgo"]
     step.nodes.append(helper.make_node("Split", [total], gates, name=f"{at}_split", axis=-1))
+    cell = _CellGraph(graph, step, one)
     i, f, g, o = (
-        step.add("Tanh" if gate == "g" else "Sigmoid", [name], f"{at}_{gate}")
-        for gate, name in zip("ifgo", gates, strict=True)
+        cell.normed(name, k, f"normed_{gate}") for k, (gate, name) in enumerate(zip("ifgo", gates, strict=True))
     )
-    kept, written = step.add("Mul", [f, c], f"{at}_kept"), step.add("Mul", [i, g], f"{at}_written")
-    new_c = step.add("Add", [kept, written], f"{at}_new_c")
-    new_h = step.add("Mul", [o, step.add("Tanh", [new_c], f"{at}_tanh_c")], f"{at}_new_h")
+    i, f = cell.gate(cell.peeped(i, c, 0), "i"), cell.gate(cell.peeped(f, c, 1), "f")
+    kept = step.add("Mul", [f, c], f"{at}_kept")
+    written = step.add("Mul", [i, cell.squashed(g, "g")], f"{at}_written")
+    new_c = cell.clipped(step.add("Add", [kept, written], f"{at}_new_c"))
+    o = cell.gate(cell.peeped(o, new_c, 2), "o")
+    new_h = step.add("Mul", [o, cell.squashed(cell.normed(new_c, 4, "normed_c"), "squashed_c")], f"{at}_new_h")
     if one.w_hr is not None:
         new_h = step.add("MatMul", [new_h, graph.constant(f"P_{one.at}", one.w_hr)], f"{at}_projected_h")
     widths = {h: one.w_h.shape[0], c: hidden, pre: 4 * hidden, new_h: one.w_h.shape[0], new_c: hidden}
@@ -185,9 +215,54 @@ def _step(graph: _Graph, one: _One) -> onnx.GraphProto:
     return helper.make_graph(step.nodes, at, inputs, values)
 
 
-def _weights(layer: LSTMLayer, weights: LayerWeights) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+class _CellGraph:
+    """The functions of one layer's cell as nodes of its step; what they are given lies in the graph around it."""
+
+    def __init__(self, graph: _Graph, step: _Graph, one: _One) -> None:
+        self._graph, self._step, self._at, self._cell = graph, step, one.at, one.cell
+
+    def gate(self, x: str, name: str) -> str:
+        if self._cell.hard_gates:
+            return self._step.add("HardSigmoid", [x], f"step_{self._at}_{name}", alpha=1 / 6, beta=0.5)
+        return self._step.add("Sigmoid", [x], f"step_{self._at}_{name}")
+
+    def squashed(self, x: str, name: str) -> str:
+        return self._step.add("Relu" if self._cell.relu else "Tanh", [x], f"step_{self._at}_{name}")
+
+    def peeped(self, x: str, c: str, k: int) -> str:
+        if self._cell.peephole is None:
+            return x
+        vector = self._graph.constant(f"p_{'ifo'[k]}_{self._at}", self._cell.peephole[k])
+        seen = self._step.add("Mul", [vector, c], f"step_{self._at}_seen_{k}")
+        return self._step.add("Add", [x, seen], f"step_{self._at}_peeped_{k}")
+
+    def normed(self, x: str, k: int, name: str) -> str:
+        if self._cell.norm is None:
+            return x
+        gain, shift = (
+            self._graph.constant(f"{kind}_{k}_{self._at}", value[k])
+            for kind, value in zip(("gain", "shift"), self._cell.norm, strict=True)
+        )
+        options: dict[str, Any] = {"axis": -1, "epsilon": EPSILON}
+        return self._step.add("LayerNormalization", [x, gain, shift], f"step_{self._at}_{name}", **options)
+
+    def clipped(self, c: str) -> str:
+        if not self._cell.clip:
+            return c
+        bounds = [
+            self._graph.constant(f"{kind}_c_{self._at}", np.array(bound, dtype=np.float32))
+            for kind, bound in (("least", -self._cell.clip), ("most", self._cell.clip))
+        ]
+        return self._step.add("Clip", [c, *bounds], f"step_{self._at}_clipped_c")
+
+
+def _one(at: int, direction: str, layer: LSTMLayer, weights: LayerWeights) -> _One:
     w_x, w_h, bias = map(_float32, weights)
-    return w_x, w_h, bias, None if layer.proj_dim is None else _float32(layer.W_hr)
+    cell = layer._cell()
+    peephole, norm = (None if value is None else _float32(value) for value in (cell.peephole, cell.norm))
+    w_hr = None if layer.proj_dim is None else _float32(layer.W_hr)
+    own = cell._replace(peephole=peephole, norm=norm)
+    return _One(at, direction, w_x, w_h, bias, w_hr, own, layer.options.coupled)
 
 
 def _project(graph: _Graph, sequence: str, projection: tuple[Tensor, Tensor] | None) -> None:

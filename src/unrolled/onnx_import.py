@@ -33,11 +33,12 @@ def from_onnx(
     all of it is zeros. Else it is None: begin with zeros, or with what the graph would have been given.
 
     The weights are copies on the CPU, in their dtype; a bias is the sum of the node's two, zero and frozen where it has
-    none. Peepholes make a stack with `peephole=True`. `sequence_lens` is `lengths`.
+    none. Peepholes make a stack with `peephole=True`, `input_forget` one with `coupled=True`, and hardsigmoid (of slope
+    1/6) and relu are `gate_activation` and `activation`. `sequence_lens` is `lengths`.
 
-    Raises ValueError for nodes that are not layers of one stack, for a node with something that is not taken
-    over (coupled gates, clipping, other activations, the backward direction alone) and for weights that are
-    not in the file; TypeError for another kind of `model`; ImportError without the package `onnx`.
+    Raises ValueError for nodes that are not layers of one stack, for a node with something that is not taken over
+    (clipping, other activations, the backward direction alone) and for weights that are not in the file; TypeError for
+    another kind of `model`; ImportError without the package `onnx`.
     """
     try:
         import onnx
@@ -60,7 +61,14 @@ def from_onnx(
             )
     names = [onnx_nodes.label(node) for node in chosen]
     layers = [onnx_nodes.directions(graph, node) for node in chosen]
-    stack = stack_of(layers, names, "from_onnx(model, nodes=['{}'])")
+    kinds = [onnx_nodes.options(node) for node in chosen]
+    for name, kind in zip(names, kinds, strict=True):
+        if kind != kinds[0]:
+            raise ValueError(
+                f"{name} has {kind or 'the plain cell'} and {names[0]} {kinds[0] or 'the plain cell'}, and the layers "
+                f"of a stack have one kind of cell; convert them one by one: from_onnx(model, nodes=[{name!r}])"
+            )
+    stack = stack_of(layers, names, "from_onnx(model, nodes=['{}'])", **kinds[0])
     return stack, _state(graph, chosen, stack)
 
 

@@ -92,6 +92,14 @@ def directions(graph: Graph, node: NodeProto) -> list[GateArrays]:
     return found
 
 
+def options(node: NodeProto) -> dict[str, Any]:
+    """What a node's layer is that the plain one is not, as keywords of a layer, its peepholes left out."""
+    gate, squash = _functions(node)[:2]
+    found: dict[str, Any] = {"coupled": True} if _attributes(node).get("input_forget", 0) else {}
+    found |= {"gate_activation": "hard_sigmoid"} if gate == "hardsigmoid" else {}
+    return found | ({"activation": "relu"} if squash == "relu" else {})
+
+
 def initial_state(graph: Graph, node: NodeProto) -> tuple[NDArray[Any], NDArray[Any]] | None:
     """h and c [directions, rows, hidden] that the file holds, else None: zeros, or what the graph is given or computes.
 
@@ -179,18 +187,37 @@ def _check(graph: Graph, node: NodeProto) -> None:
             "'forward' or 'bidirectional'"
         )
     attributes = _attributes(node)
-    if attributes.get("input_forget", 0):
-        raise ValueError(f"{name} has input_forget=1, which from_onnx does not take over: expected four gates")
     if "clip" in attributes:
         raise ValueError(
             f"{name} has clip={attributes['clip']:g}, bounds of what goes into the gates, which no layer here has"
         )
-    kinds = [each.decode().lower() for each in attributes.get("activations", ())]
-    if kinds and kinds != ["sigmoid", "tanh", "tanh"] * (len(kinds) // 3):
+    kinds, slopes = _functions(node), _slopes(node)
+    one = kinds[:3]
+    taken = one[0] in ("sigmoid", "hardsigmoid") and one[1] == one[2] and one[1] in ("tanh", "relu")
+    if not taken or kinds != one * (len(kinds) // 3):
         raise ValueError(
-            f"{name} has the activations {', '.join(kinds)}, which from_onnx does not take over: expected sigmoid, "
-            "tanh, tanh"
+            f"{name} has the activations {', '.join(kinds)}, which from_onnx does not take over: expected sigmoid or "
+            "hardsigmoid, and twice tanh or twice relu, in both directions the same"
         )
+    if one[0] == "hardsigmoid" and any(not np.allclose(each, (1 / 6, 0.5), atol=1e-6) for each in slopes):
+        raise ValueError(
+            f"{name} has hardsigmoid with alpha {slopes[0][0]:g} and beta {slopes[0][1]:g}, and a layer here has "
+            "x / 6 + 1/2: expected activation_alpha=1/6, activation_beta=1/2"
+        )
+
+
+def _functions(node: NodeProto) -> list[str]:
+    """Of the gates, of g and of c, for each direction."""
+    given = [each.decode().lower() for each in _attributes(node).get("activations", ())]
+    return given or ["sigmoid", "tanh", "tanh"]
+
+
+def _slopes(node: NodeProto) -> list[tuple[float, float]]:
+    """alpha and beta of each hardsigmoid; ONNX gives those of functions that have any, in their order."""
+    count = _functions(node).count("hardsigmoid")
+    alpha, beta = (list(_attributes(node).get(f"activation_{name}", ())) for name in ("alpha", "beta"))
+    # The defaults of the operator HardSigmoid.
+    return list(zip((alpha + [0.2] * count)[:count], (beta + [0.5] * count)[:count], strict=True))
 
 
 def _stored(graph: Graph, node: NodeProto, name: str) -> NDArray[Any] | None:

@@ -12,6 +12,7 @@ from .drop_in import LSTM
 from .interop import from_torch
 from .layer import LSTMLayer
 from .model import LanguageModel
+from .own_cell import name_of
 from .recurrence.step import LayerWeights, StackWeights
 from .stack import MultiLayerLSTM
 from .state import LSTMState, check_carried
@@ -70,10 +71,11 @@ class Runner(NamedTuple):
     call: str
     any_weights: bool = False
     any_structure: bool = False
-    any_cell: bool = False
+    # The options of a cell that it computes.
+    cell: tuple[str, ...] = ()
 
 
-STEPPER = Runner("a stepper", "Stepper({}, ...)", any_cell=True)
+STEPPER = Runner("a stepper", "Stepper({}, ...)", cell=IN_THE_CELL)
 
 
 def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
@@ -81,8 +83,8 @@ def take_apart(model: Steppable, runner: Runner = STEPPER) -> Parts:
 
     Raises TypeError for another class, for one that computes something of its own and, unless the runner takes
     `any_weights`, for weights that are not float32; ValueError for weights that are not on the CPU, for layers of
-    several widths and, unless the runner takes `any_cell` or `any_structure`, for a cell with options, for backward
-    layers and a projection of h.
+    several widths, for options of a cell that the runner does not compute and, unless it takes `any_structure`, for
+    backward layers and a projection of h.
     """
     if not isinstance(model, _CLASSES):
         raise _wrong_class(model, runner)
@@ -139,7 +141,12 @@ def _check_weights(model: nn.Module) -> None:
 
 def _check_structure(model: nn.Module, layers: tuple[LSTMLayer, ...], runner: Runner) -> None:
     for layer in layers:
-        if not runner.any_cell and (changed := layer.options.changed(IN_THE_CELL)):
+        if layer.cell is not None:
+            raise TypeError(
+                f"a layer has a cell of its own, {name_of(layer.cell)}, and {runner.noun} computes LSTMLayer's: call "
+                "the model for each step, with the state that it returned for the one before"
+            )
+        if changed := layer.options.changed(tuple(name for name in IN_THE_CELL if name not in runner.cell)):
             raise ValueError(
                 f"a layer has {changed}, which {runner.noun} does not compute: build the model without, or run it in "
                 "torch"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from . import recurrence
 from .cell_options import IN_THE_LAYER
 from .layer import GATES, LSTMLayer
+from .own_cell import name_of
 from .stack import MultiLayerLSTM
 
 
@@ -72,7 +73,8 @@ def prepare(model: nn.Module) -> nn.Module:
                 "parametrisation off first (torch.nn.utils.parametrize.remove_parametrizations), or use "
                 "torch.func.vmap(torch.func.grad(loss)), which takes both"
             )
-        if changed := layer.options.changed(IN_THE_LAYER):
+        own = "" if layer.cell is None else f"cell={name_of(layer.cell)}"
+        if changed := own or layer.options.changed(IN_THE_LAYER):
             raise ValueError(
                 f"a layer has {changed}, and Opacus' hooks here know the twelve parameters of a plain layer; use "
                 "torch.func.vmap(torch.func.grad(loss)), which takes any"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import torch
@@ -15,6 +16,7 @@ from .directions import Passed, RunLayer, run_layers
 from .edits import Edit, edited
 from .layer import LSTMLayer
 from .layer_trace import LayerGradients, LayerTrace, gradients
+from .own_cell import NewStep, OwnTrace, check_new_step
 from .state import LSTMState
 
 
@@ -37,6 +39,8 @@ class Trace:
         `torch.autograd.grad(loss, trace.layers[k].c)` would give only the explicit part, since a layer's recurrence is
         one operator. Raises RuntimeError if the trace was taken without gradients.
         """
+        if any(isinstance(layer, OwnTrace) for layer in self.layers):
+            return tuple(layer.gradients(loss) for layer in self.layers)
         return gradients(self.layers, loss)
 
     def __repr__(self) -> str:
@@ -57,6 +61,9 @@ class MultiLayerLSTM(nn.Module):
     such way around it: its input is of another kind, and mostly of another width. h, as it is carried and traced, stays
     the layer's own.
 
+    `cell`: what makes a cell of one's own for each layer and direction, called as `cell(input_dim, hidden_dim)`: a
+    module's class, or a function. The layers are then as `LSTMLayer` has it.
+
     `bidirectional`: every layer k has a second one, `reverse_layers[k]`, which reads each row from its end to its
     beginning. What goes to the next layer, and comes out, is both h of a step side by side, forward first.
     """
@@ -72,6 +79,7 @@ class MultiLayerLSTM(nn.Module):
         proj_dim: int | None = None,
         bidirectional: bool = False,
         residual: bool = False,
+        cell: NewStep | None = None,
         backend: str = "auto",
         strict: bool = False,
         recompute: bool = False,
@@ -89,14 +97,17 @@ class MultiLayerLSTM(nn.Module):
         self.output_dim = input_dim if output_dim == "input" else output_dim
         if self.output_dim is not None and (isinstance(self.output_dim, str) or self.output_dim < 1):
             raise ValueError(f'output_dim={output_dim!r} must be at least 1, "input" (the input\'s width) or None')
+        check_new_step(cell)
         of_layers: dict[str, Any] = {**options, "backend": backend, "strict": strict, "recompute": recompute}
         of_layers |= {"proj_dim": proj_dim, "device": device, "dtype": dtype}
         # What a layer hands up: h, of both directions side by side.
         width = (hidden_dim if proj_dim is None else proj_dim) * (2 if bidirectional else 1)
 
         def new_layers() -> nn.ModuleList:
+            below = [width if k else input_dim for k in range(num_layers)]
+            own: list[dict[str, Any]] = [{} if cell is None else {"cell": cell(n, hidden_dim)} for n in below]
             return nn.ModuleList(
-                LSTMLayer(width if k else input_dim, hidden_dim, **of_layers) for k in range(num_layers)
+                LSTMLayer(n, hidden_dim, **of_layers, **more) for n, more in zip(below, own, strict=True)
             )
 
         self.layers = new_layers()
@@ -146,9 +157,9 @@ class MultiLayerLSTM(nn.Module):
 
     def zero_state(self, batch: int) -> LSTMState:
         """Zeros, as in `LSTMState`, on the weights' device and in their dtype."""
-        like = self._layers()[0].W_xo
-        count = len(self._layers())
-        return LSTMState.zeros(count, batch, self.hidden_dim, proj=self.proj_dim, device=like.device, dtype=like.dtype)
+        first, count = self._layers()[0], len(self._layers())
+        h, c = first.state_size
+        return LSTMState.zeros(count, batch, c, proj=h, device=first._like.device, dtype=first._like.dtype)
 
     def initial_state(self, batch: int) -> LSTMState:
         """The state that a call without one starts from: the learned one where there is one, else zeros."""
@@ -221,8 +232,17 @@ class MultiLayerLSTM(nn.Module):
     ) -> Passed:
         directions = [self.layers] if self.reverse_layers is None else [self.layers, self.reverse_layers]
         state = self._initial(x, state)
-        layers: list[list[RunLayer]]
-        layers = [[layer.trace if traced else layer for layer in both] for both in zip(*directions, strict=True)]
+        # What a layer with a cell of its own gives does not show its state, and its trace costs nothing.
+        layers: list[list[RunLayer]] = [
+            [layer.trace if traced or layer.cell is not None else layer for layer in both]
+            for both in zip(*directions, strict=True)
+        ]
+        if any(layer.training and layer.options.draws for layer in self._layers()):
+            seed = recurrence.drawn_seed(state.h.device)
+            layers = [
+                [partial(run, seed=recurrence.of_layer(seed, len(both) * k + n)) for n, run in enumerate(both)]
+                for k, both in enumerate(layers)
+            ]
         if edit is not None:
             layers = edited(layers, edit)
         return run_layers(x, state, layers, self.dropout, resets=resets, lengths=lengths, residual=self.residual)
@@ -233,11 +253,11 @@ class MultiLayerLSTM(nn.Module):
             nn.init.zeros_(self.proj.bias)
 
     def _initial(self, x: Tensor, state: LSTMState | tuple[Tensor, Tensor] | None) -> LSTMState:
-        like = self._layers()[0].W_xo
+        like = self._layers()[0]._like
         check_input(x, self.input_dim, like)
         if state is None:
             return self.initial_state(x.shape[0])
-        widths = self._layers()[0].h_dim, self.hidden_dim
+        widths = self._layers()[0].state_size
         state = check_state(state, self.num_layers, 2 if self.bidirectional else 1, widths, like)
         check_same_rows(x, state.h.shape[1], of_stack=True)
         return state
