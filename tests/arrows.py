@@ -6,7 +6,9 @@ FRONT = "__init__"
 
 # Who may import whom. The front door's toolkit names are imported for type checkers alone, and lazily.
 ARROWS: dict[str, set[str]] = {
-    "recurrence.cell": set(),
+    "recurrence.threefry": set(),
+    "recurrence.cell": {"recurrence.threefry"},
+    "recurrence.masks": {"recurrence.threefry"},
     "recurrence.reference": {"recurrence.cell"},
     "recurrence.native": set(),
     "recurrence.choose": {"recurrence.native"},
@@ -17,8 +19,10 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.memory": set(),
     "recurrence.kernels": {"recurrence.native", "recurrence.memory", "recurrence.cell"},
     "recurrence.products": {"recurrence.kernels", "recurrence.seam", "recurrence.calls"},
-    "recurrence.seam": {"recurrence.reference", "recurrence.precision", "recurrence.calls", "recurrence.cell"},
-    "recurrence.portable": {"recurrence.reference", "recurrence.seam", "recurrence.cell"},
+    "recurrence.seam": {
+        *("recurrence.reference", "recurrence.precision", "recurrence.calls", "recurrence.cell", "recurrence.masks"),
+    },
+    "recurrence.portable": {"recurrence.reference", "recurrence.seam", "recurrence.cell", "recurrence.masks"},
     "recurrence.cpu": {"recurrence.kernels", "recurrence.products", "recurrence.seam", "recurrence.cell"},
     "recurrence.edited": {"recurrence.cell"},
     "recurrence.step": {"recurrence.cell"},
@@ -26,8 +30,7 @@ ARROWS: dict[str, set[str]] = {
     "recurrence": {
         *("recurrence.reference", "recurrence.portable", "recurrence.cpu", "recurrence.products"),
         *("recurrence.choose", "recurrence.ranges", "recurrence.precision", "recurrence.cell"),
-        "recurrence.restarts",
-        "recurrence.edited",
+        *("recurrence.masks", "recurrence.threefry", "recurrence.restarts", "recurrence.edited"),
     },
     "state": set(),
     "arguments": {"state"},

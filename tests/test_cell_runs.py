@@ -33,6 +33,10 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
     "recurrent_init": (["--recurrent-init", "orthogonal"], "orthogonal"),
     "layer_norm": (["--layer-norm"], True),
     "learn_initial_state": (["--learn-initial-state"], True),
+    "zoneout": (["--zoneout", "0.1,0.2"], [0.1, 0.2]),
+    "recurrent_dropout": (["--recurrent-dropout", "0.1"], 0.1),
+    "variational_dropout": (["--variational-dropout", "0.1"], 0.1),
+    "weight_drop": (["--weight-drop", "0.1"], 0.1),
 }
 
 
@@ -40,7 +44,7 @@ FLAGS: dict[str, tuple[list[str], Any]] = {
 TOGETHER = (
     ("proj_dim", "residual", "peephole", "coupled", "gate_activation", "cell_clip", "learn_initial_state"),
     ("activation", "bias", "recurrent_init", "residual"),
-    ("forget_bias", "layer_norm"),
+    ("forget_bias", "layer_norm", "zoneout", "recurrent_dropout", "variational_dropout", "weight_drop"),
 )
 
 
@@ -74,7 +78,8 @@ def test_a_run_with_it(
     layers = [layer.options.keywords() for layer in run.model.lstm.layers]
     assert all(
         {key: layer[key] for key in DEFAULTS if key in values}
-        == {key: value for key, value in values.items() if key in DEFAULTS}
+        # What is a list in JSON is a tuple in a model.
+        == {key: tuple(value) if isinstance(value, list) else value for key, value in values.items() if key in DEFAULTS}
         for layer in layers
     )
     capsys.readouterr()

@@ -30,6 +30,10 @@ VALUES: dict[str, Any] = {
     "recurrent_init": "orthogonal",
     "learn_initial_state": True,
     "layer_norm": True,
+    "zoneout": (0.2, 0.3),
+    "recurrent_dropout": 0.2,
+    "variational_dropout": 0.2,
+    "weight_drop": 0.2,
     "proj_dim": 3,
     "residual": True,
     "bidirectional": True,
@@ -38,7 +42,7 @@ VALUES: dict[str, Any] = {
 NO_PAIRS = {("coupled", "forget_bias"), ("bias", "forget_bias")}
 PAIRS = [pair for pair in combinations(VALUES, 2) if pair not in NO_PAIRS]
 # What the native kernel does not have.
-NOT_NATIVE = {"proj_dim"}
+NOT_NATIVE = {"proj_dim", "zoneout", "recurrent_dropout", "variational_dropout"}
 
 THERE_IS_NO_B_F = "forget_bias=1.0 is where b_f starts, and with {} there is none: leave forget_bias out"
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -66,6 +70,11 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: LSTMLayer(3, 4, proj_dim=2, backend="cpu")(torch.zeros(1, 1, 3)),
         BackendUnavailable,
         "it has no projection of h in the recurrence",
+    ),
+    '`zoneout`, `recurrent_dropout` or `variational_dropout` and `backend="cpu"` or `strict=True`': (
+        lambda: LSTMLayer(3, 4, recurrent_dropout=0.1, backend="cpu")(torch.zeros(1, 1, 3)),
+        BackendUnavailable,
+        "it has no zoneout and no dropout in the recurrence",
     ),
     "`cell` and any other option but `learn_initial_state`": (
         lambda: LSTMLayer(3, 4, cell=step, peephole=True),

@@ -33,6 +33,7 @@ ON_IMPORT = {
     "recurrence.ranges": ("_LIBRARY.", "torch.library."),
     "recurrence.products": ("_LIBRARY.", "torch.library."),
     "recurrence.cpu": ("_LIBRARY.", "torch.library."),
+    "recurrence.masks": ("_LIBRARY.", "torch.library."),
 }
 
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc", "base", "core", "manager"}

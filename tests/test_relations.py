@@ -181,3 +181,10 @@ def test_what_cannot_be_compared(features, options, message):
 def test_of_nothing_there_are_no_tables():
     with pytest.raises(ValueError, match="no tokens were added"):
         Tables([feature(switching(0, 2))]).results()
+
+
+def test_kinds_that_cannot_be_written_to_are_read():
+    kinds = switching(0, 2)
+    kinds.flags.writeable = False
+    [relation] = tables([feature(kinds)], {("c", 0): walks(1, 1)}).results()
+    assert relation.counted == TOKENS

@@ -26,6 +26,10 @@ class LayerKeywords(TypedDict, total=False):
     recurrent_init: str
     learn_initial_state: bool
     layer_norm: bool
+    zoneout: float | tuple[float, float]
+    recurrent_dropout: float
+    variational_dropout: float
+    weight_drop: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +57,20 @@ class LayerOptions:
       `b_*` (Ba, Kiros & Hinton, "Layer Normalization", 2016). So there are `gain_c` and `b_c`, too. It is c itself that
       the next step gets, and peepholes and `cell_clip` see; peepholes join behind the normalisation.
 
+    In training mode the following draw masks: in each call anew, from one seed that torch's generator gives. p is from
+    0 to below 1, and counts in steps of 2^-16. In evaluation the last three do nothing.
+
+    - `zoneout`: p of h and of c, or (p_h, p_c): with probability p a unit keeps its value, h_t = h_{t-1} and
+      c_t = c_{t-1}; o and h see the c_t that was not held. In evaluation the expectation, p h_{t-1} + (1 - p) h_t and
+      likewise c (Krueger et al., "Zoneout: Regularizing RNNs by Randomly Preserving Hidden Activations", 2017).
+    - `recurrent_dropout`: c_t takes in i * g / (1 - p), or with probability p nothing (Semeniuta, Severyn & Barth,
+      "Recurrent Dropout without Memory Loss", 2016).
+    - `variational_dropout`: x_t and h_{t-1} are multiplied, on their way into W_x and W_h, by 0 with probability p,
+      else by 1 / (1 - p): one mask for each of the two and each row, in all steps of a call (Gal & Ghahramani, "A
+      Theoretically Grounded Application of Dropout in Recurrent Neural Networks", 2016).
+    - `weight_drop`: every weight in `W_h*` is 0 with probability p, else multiplied by 1 / (1 - p), for a whole call
+      (Merity, Keskar & Socher, "Regularizing and Optimizing LSTM Language Models", 2018).
+
     Raises TypeError for values of another type, ValueError for values that are none of these, and for options that
     exclude each other.
     """
@@ -67,6 +85,10 @@ class LayerOptions:
     recurrent_init: str = "xavier"
     learn_initial_state: bool = False
     layer_norm: bool = False
+    zoneout: float | tuple[float, float] = 0.0
+    recurrent_dropout: float = 0.0
+    variational_dropout: float = 0.0
+    weight_drop: float = 0.0
 
     def __post_init__(self) -> None:
         for name, value in self.keywords().items():
@@ -87,6 +109,35 @@ class LayerOptions:
                     f"forget_bias={self.forget_bias} is where b_f starts, and with {name}={getattr(self, name)} there "
                     "is none: leave forget_bias out"
                 )
+        self._check_probabilities()
+
+    @property
+    def zoneouts(self) -> tuple[float, float]:
+        """Of h and of c."""
+        return (self.zoneout, self.zoneout) if isinstance(self.zoneout, int | float) else self.zoneout
+
+    @property
+    def draws(self) -> bool:
+        """Whether training draws masks."""
+        return any((*self.zoneouts, self.recurrent_dropout, self.variational_dropout, self.weight_drop))
+
+    def _check_probabilities(self) -> None:
+        if not isinstance(self.zoneout, int | float):
+            if not isinstance(self.zoneout, tuple | list):
+                raise TypeError(f"zoneout must be a number or a pair of numbers, got {self.zoneout!r}")
+            # JSON has no tuples.
+            object.__setattr__(self, "zoneout", tuple(self.zoneout))
+            if len(self.zoneouts) != 2:
+                raise ValueError(f"zoneout={self.zoneout} must be one number, of h and c alike, or a pair (of h, of c)")
+        given: dict[str, tuple[Any, ...]] = {
+            "zoneout": self.zoneouts,
+            **{name: (getattr(self, name),) for name in IN_TRAINING},
+        }
+        for name, probabilities in given.items():
+            if any(isinstance(p, bool) or not isinstance(p, int | float) for p in probabilities):
+                raise TypeError(f"{name} must be a number, got {getattr(self, name)!r}")
+            if not all(0 <= p < 1 for p in probabilities):
+                raise ValueError(f"{name}={getattr(self, name)} must be a probability from 0 to below 1")
 
     def keywords(self) -> dict[str, Any]:
         """What a layer's constructor takes, also of a class with further fields."""
@@ -99,9 +150,9 @@ class LayerOptions:
 
 
 DEFAULTS = {each.name: each.default for each in fields(LayerOptions)}
-# What a recurrence has to be told of; of the others it sees the weights alone.
-IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip", "layer_norm")
-# What another library's layer has no place for.
-IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias", "learn_initial_state")
 # What plays a part in training alone: a model that is trained on may have other ones.
-IN_TRAINING: tuple[str, ...] = ()
+IN_TRAINING = ("recurrent_dropout", "variational_dropout", "weight_drop")
+# What a recurrence in evaluation has to be told of; of the others it sees the weights alone.
+IN_THE_CELL = ("peephole", "gate_activation", "activation", "cell_clip", "layer_norm", "zoneout")
+# What another library's layer has no place for.
+IN_THE_LAYER = (*IN_THE_CELL, "coupled", "bias", "learn_initial_state", *IN_TRAINING)

@@ -68,6 +68,11 @@ def _shares(_: type, tokens: Sequence[Token]) -> tuple[float, ...]:
         raise ValueError(f'write shares with commas between them, as in 0.9,0.05,0.05; got "{text}"') from None
 
 
+def _zoneout(_: type, tokens: Sequence[Token]) -> float | tuple[float, ...]:
+    given = _shares(_, tokens)
+    return given if len(given) > 1 else given[0]
+
+
 def _grouped(flags: type[TrainConfig]) -> type[TrainConfig]:
     """The fields under headings, in the order in which `--help` shows them."""
     hints = get_type_hints(TrainConfig)
@@ -83,13 +88,16 @@ def _grouped(flags: type[TrainConfig]) -> type[TrainConfig]:
 @dataclass(frozen=True)
 @_grouped
 class Flags(TrainConfig):
-    """TrainConfig's fields as flags, of which these four look different at a prompt."""
+    """TrainConfig's fields as flags, of which these five look different at a prompt."""
 
     files: Annotated[tuple[str, ...], Parameter(parse=False)] = ()
     split: Annotated[
         tuple[float, ...],
         Parameter(converter=_shares, n_tokens=1, metavar="SHARES", show_default=lambda _: "0.9,0.05,0.05"),
     ] = DEFAULT_SPLIT
+    zoneout: Annotated[
+        float | tuple[float, float] | None, Parameter(converter=_zoneout, n_tokens=1, metavar="SHARES")
+    ] = None
     bias: Annotated[bool | None, Parameter(negative="--no-bias")] = None
     quiet: Annotated[bool, Parameter(help="Print only the result, and what went wrong.")] = False
 

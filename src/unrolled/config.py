@@ -123,6 +123,14 @@ class TrainConfig:
     """Layer normalisation of each gate's sum, and of c on its way to h."""
     learn_initial_state: bool | None = None
     """A learned state, instead of zeros, where a text begins."""
+    zoneout: float | tuple[float, float] | None = None
+    """Share of h and of c that a step leaves as it was; two numbers with a comma between them: of h, and of c."""
+    recurrent_dropout: float | None = None
+    """Share of g dropped on its way into c."""
+    variational_dropout: float | None = None
+    """Share of what a layer reads, and of h on its way into the next step, dropped for a whole window."""
+    weight_drop: float | None = None
+    """Share of the weights between steps dropped for a whole window."""
     dropout: float = 0.2
     """Share of h dropped between layers and before the projection."""
     embedding_dropout: float = 0.0
@@ -206,6 +214,8 @@ class TrainConfig:
         for name in ("tensorboard", "resume", "quiet", "tie_weights", "residual"):
             if not isinstance(getattr(self, name), bool) and not (getattr(self, name) is None and _optional(name)):
                 raise ConfigError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        if isinstance(self.zoneout, list):
+            self._set("zoneout", tuple(self.zoneout))
         try:
             LayerOptions(**{name: value for name, value in self._cell().items() if value is not None})
         except (TypeError, ValueError) as error:

@@ -147,21 +147,25 @@ class LSTMLayer(nn.Module):
         *,
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
+        seed: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """h and c of every step, [batch, time, hidden] each; a projected h is [batch, time, proj].
 
         `x`: floats [batch, time, input] or ids [batch, time]; `h0`, `c0`: one step of h and c, `initial_state` if None;
         `resets` bool [batch, time]: that row starts from `initial_state` before that step; `lengths` [batch]: the row's
-        valid steps, after which h and c are 0. Raises TypeError, ValueError or IndexError for arguments that do not
-        fit.
+        valid steps, after which h and c are 0; `seed` int64 []: what the masks of a layer in training follow from, by
+        row, step and unit, one from torch's generator if None. Raises TypeError, ValueError or IndexError for arguments
+        that do not fit.
         """
         if self.cell is not None:
             trace = self._run_own(x, h0, c0, resets, lengths)
             return trace.output, trace.c
+        seed = self._seed(seed)
         if self.recompute and torch.is_grad_enabled():
-            h, c = checkpoint(self._states, x, h0, c0, resets, lengths, use_reentrant=False, preserve_rng_state=False)
+            given = (x, h0, c0, resets, lengths, seed)
+            h, c = checkpoint(self._states, *given, use_reentrant=False, preserve_rng_state=False)
         else:
-            h, c = self._states(x, h0, c0, resets, lengths)
+            h, c = self._states(x, h0, c0, resets, lengths, seed)
         return h, c
 
     def trace(
@@ -173,8 +177,11 @@ class LSTMLayer(nn.Module):
         resets: Tensor | None = None,
         lengths: Tensor | None = None,
         edit: Edit | None = None,
+        seed: Tensor | None = None,
     ) -> LayerTrace:
         """`forward`, opened: the same computation with its gates. The arguments are those of `forward`.
+
+        The gates are what they are before anything of g is dropped and anything of h or c is held.
 
         `edit` gets i, f, g, c, o and h of every step as each is made, and what it returns takes their place from there
         on; the layer is then run step by step in plain torch. BackendUnavailable where `strict` or `backend` ask for
@@ -189,10 +196,9 @@ class LSTMLayer(nn.Module):
                 raise ValueError(f"cell={name} makes its values where no edit sees them: change them in the cell")
             return cast(LayerTrace, self._run_own(x, h0, c0, resets, lengths))
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
-        w_x, w_h, bias = self._weights()
+        (w_x, w_h, bias), options = self._drawn(x, self._seed(seed))
         if edit is not None:
-            return self._edited(x, (h0, c0), (w_x, w_h, bias), resets, lengths, edit)
-        options = self._scan_options()
+            return self._edited(x, (h0, c0), (w_x, w_h, bias), resets, lengths, edit, options=options)
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
         return LayerTrace.of(scanned, (h0, c0), (w_h, options["w_hr"]), resets, lengths, options["cell"])
 
@@ -204,6 +210,8 @@ class LSTMLayer(nn.Module):
         resets: Tensor | None,
         lengths: Tensor | None,
         edit: Edit,
+        *,
+        options: dict[str, Any],
     ) -> LayerTrace:
         if self.strict or self.backend == "cpu":
             asked = "strict=True" if self.strict else 'backend="cpu"'
@@ -212,7 +220,6 @@ class LSTMLayer(nn.Module):
                 "strict = False and backend = 'auto' for it"
             )
         check_layer(edit, 1)
-        options = self._scan_options()
         del options["backend"], options["strict"]
 
         def at(values: Tensor, name: str, time: int) -> Tensor | None:
@@ -265,14 +272,52 @@ class LSTMLayer(nn.Module):
         return own_cell.trace_of(steps, state, self.hidden_dim, lengths)
 
     def _states(
-        self, x: Tensor, h0: Tensor | None, c0: Tensor | None, resets: Tensor | None, lengths: Tensor | None
+        self,
+        x: Tensor,
+        h0: Tensor | None,
+        c0: Tensor | None,
+        resets: Tensor | None,
+        lengths: Tensor | None,
+        seed: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         h0, c0 = self._initial(x, h0, c0, resets, lengths)
+        (w_x, w_h, bias), options = self._drawn(x, seed)
+        return recurrence.states(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
+
+    def _seed(self, given: Tensor | None) -> Tensor | None:
+        """What the masks of a call follow from; None where there are none."""
+        if not (self.training and self.options.draws):
+            return None
+        device = self.W_xo.device
+        if given is None:
+            return recurrence.drawn_seed(device)
+        if not isinstance(given, Tensor) or given.dtype != torch.int64 or given.dim() or given.device != device:
+            raise ValueError(
+                f"seed={given!r}, expected an int64 tensor without axes on {device}: torch.tensor(7), or None for one "
+                "from torch's generator"
+            )
+        return given
+
+    def _drawn(self, x: Tensor, seed: Tensor | None) -> tuple[tuple[Tensor, Tensor, Tensor], dict[str, Any]]:
+        """The weights of a call, and by name what else its recurrence is told; without a seed as in evaluation."""
         w_x, w_h, bias = self._weights()
-        return recurrence.states(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **self._scan_options())
+        options, chosen = self._scan_options(), self.options
+        if seed is None:
+            return (w_x, w_h, bias), options
+        if chosen.weight_drop:
+            mask = recurrence.weight_mask(seed, w_h.shape, chosen.weight_drop, w_h.dtype)
+            # Of a coupled cell, f has the weights of i.
+            w_h = w_h * (mask[:, [0, 0, 2, 3]] if chosen.coupled else mask)
+        keys = recurrence.row_keys(seed, x.shape[0])
+        masks = {"keys": keys, "recurrent_dropout": float(chosen.recurrent_dropout)}
+        if p := chosen.variational_dropout:
+            options["x_mask"] = recurrence.sequence_mask(keys, "x", self.input_dim, p, w_h.dtype)
+            masks["h_mask"] = recurrence.sequence_mask(keys, "h", self.h_dim, p, w_h.dtype)
+        options["cell"] = options["cell"]._replace(**masks)
+        return (w_x, w_h, bias), options
 
     def _scan_options(self) -> dict[str, Any]:
-        """What `recurrence.scan` is told beside a call's tensors and weights."""
+        """What `recurrence.scan` is told beside a call's tensors and weights, in evaluation."""
         start = (self.h_init, self.c_init) if self.options.learn_initial_state else None
         w_hr = None if self.proj_dim is None else self.W_hr
         return {"w_hr": w_hr, "cell": self._cell(), "start": start, "backend": self.backend, "strict": self.strict}
@@ -314,7 +359,10 @@ class LSTMLayer(nn.Module):
         if chosen.peephole:
             peephole = torch.stack([self._of_gate("p_", gate) for gate in ("i", "f", "o")])
         hard, relu = chosen.gate_activation == "hard_sigmoid", chosen.activation == "relu"
-        return Cell(peephole, chosen.cell_clip or 0.0, hard, relu, self._norm() if chosen.layer_norm else None)
+        of_h, of_c = chosen.zoneouts
+        norm = self._norm() if chosen.layer_norm else None
+        plain = Cell(peephole, chosen.cell_clip or 0.0, hard, relu, norm)
+        return plain._replace(zoneout_h=float(of_h), zoneout_c=float(of_c))
 
     def _norm(self) -> Tensor:
         """The gains and the shifts of i, f, g, o and c, [2, 5, H]."""

@@ -50,8 +50,9 @@ class LayerTrace:
     _w_hr: Tensor | None
     _resets: Tensor | None
     _lengths: Tensor | None
-    _compiled: bool
     _cell: Cell
+    _c0: Tensor
+    _compiled: bool = False
     # From the order in which steps and rows ran to that of the fields.
     _places: tuple[Callable[[Tensor], Tensor], ...] = ()
     _edited: bool = False
@@ -69,8 +70,8 @@ class LayerTrace:
         i, f, g, o = scanned.gates.unbind(2)
         h0, c0 = initial
         last = recurrence.last_step(scanned.h, h0, lengths), recurrence.last_step(scanned.c, c0, lengths)
-        compiled = torch.compiler.is_compiling()
-        return LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, *recurrent, resets, lengths, compiled, cell)
+        trace = LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, *recurrent, resets, lengths, cell, c0)
+        return replace(trace, _compiled=torch.compiler.is_compiling())
 
     def as_edited(self) -> LayerTrace:
         """Of a layer that ran step by step, with another hand in it."""
@@ -156,6 +157,7 @@ def _totals(
         torch.zeros_like(scanned.gates) if grad_gates is None else grad_gates,
         torch.zeros_like(scanned.gates.transpose(0, 1)) if grad_pre is None else grad_pre,
         trace._w_h,
+        trace._c0,
         trace._resets,
         trace._lengths,
         trace._w_hr,

@@ -25,11 +25,12 @@ from .text_features import Feature
 QUANTILES = (0.05, 0.25, 0.75, 0.95)
 SHIFTS = 19
 # Tokens that are counted at most: more of them make a table finer than the bar is sharp.
-COUNTED = 50_000
+COUNTED = 25_000
 # Whole numbers up to here are exact in float32, in which tables are counted.
 MOST_COUNTED = 2**24
 # Rows of the first stretch that the bins are found from.
 _SAMPLE = 2**11
+_DRAWS = 2**16
 
 
 @dataclass(frozen=True)
@@ -119,9 +120,11 @@ class Tables:
         draw = np.random.Generator(np.random.PCG64(seed))
         # From the middle of one part to that of the next: never near 0, where the text is itself again.
         self.shifts = ((np.arange(shifts) + 0.5 + draw.random(shifts)) * (tokens / (shifts + 1))).astype(np.int64)
-        self._chosen = torch.from_numpy(draw.random(tokens) < count / tokens) if tokens > count else None
+        # Small whole numbers, since there is one for each token of the text.
+        drawn = draw.integers(0, _DRAWS, tokens, dtype=np.uint16) if tokens > count else None
+        self._chosen = None if drawn is None else torch.from_numpy(drawn < max(1, round(count / tokens * _DRAWS)))
         self._features = tuple(features)
-        self._kinds = torch.from_numpy(np.stack([feature.kinds for feature in features], -1))
+        self._kinds = [torch.from_numpy(np.require(feature.kinds, requirements="W")) for feature in features]
         # A column for each kind but the first, which is what the others leave.
         columns = [(k, kind) for k, feature in enumerate(features) for kind in range(1, len(feature.labels))]
         self._of, self._kind = (torch.tensor(each, dtype=torch.int64) for each in zip(*columns, strict=True))
@@ -184,9 +187,10 @@ class Tables:
 
     def _columns(self, places: Tensor) -> Tensor:
         """[tokens, width] of 0 and 1: the kinds at these places and at the shifted ones."""
-        where = (places[:, None].cpu() + self._moved) % len(self._kinds)
+        where = (places[:, None].cpu() + self._moved) % len(self._kinds[0])
+        kinds = torch.stack([each[where] for each in self._kinds], -1)
         columns = torch.ones(len(places), self._width)
-        columns[:, 1:] = (self._kinds[where][:, :, self._of] == self._kind).flatten(1)
+        columns[:, 1:] = (kinds[:, :, self._of] == self._kind).flatten(1)
         return columns
 
     def _kinds_of(self, feature: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Unpack
 
 import torch
@@ -236,6 +237,12 @@ class MultiLayerLSTM(nn.Module):
             [layer.trace if traced or layer.cell is not None else layer for layer in both]
             for both in zip(*directions, strict=True)
         ]
+        if any(layer.training and layer.options.draws for layer in self._layers()):
+            seed = recurrence.drawn_seed(state.h.device)
+            layers = [
+                [partial(run, seed=recurrence.of_layer(seed, len(both) * k + n)) for n, run in enumerate(both)]
+                for k, both in enumerate(layers)
+            ]
         if edit is not None:
             layers = edited(layers, edit)
         return run_layers(x, state, layers, self.dropout, resets=resets, lengths=lengths, residual=self.residual)

@@ -251,7 +251,11 @@ class Stepper:
             snapshot, weights = Snapshot(self._model), parts.weights()
             engine: _Engine
             reason = missing()
-            lack = " of a residual stack" if weights.residual else None if reason is None else f": {reason}"
+            lack = None if reason is None else f": {reason}"
+            if weights.residual:
+                lack = " of a residual stack"
+            elif any(cell.is_masked for cell in weights.cells):
+                lack = " of zoneout"
             if lack is None:
                 engine = NativeStep(weights, self.batch_size, self.weights, self.threads)
             elif self.weights != "float32" or self.strict:

@@ -20,6 +20,7 @@ _QUOTES = "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
 _TAB = 8
 # Tokens whose numbers are Python's own objects at a time.
 _BLOCK = 4096
+_PIECE = 2**16
 _NAMES = ("column", "quoted", "brackets", "word", "newline", "indent")
 
 
@@ -126,14 +127,18 @@ def _features(numbers: NDArray[np.uint8]) -> Iterator[Feature]:
         if name in labels:
             yield Feature(name, row, labels[name])
         elif name == "brackets":
-            yield Feature(name, np.minimum(row, 3), ("0", "1", "2", "3 and more"))
+            yield Feature(name, np.minimum(row, 3, out=row), ("0", "1", "2", "3 and more"))
         else:
-            yield ranges(name, row)
+            found = ranges(name, row)
+            row[:] = found.kinds
+            yield Feature(name, row, found.labels)
 
 
 def ranges(name: str, numbers: NDArray[np.uint8], most: int = KINDS) -> Feature:
     """A feature of at most `most` kinds, neighbouring numbers that about as many tokens have each."""
-    behind = np.cumsum(np.bincount(numbers, minlength=_LARGEST + 1))
+    # In pieces: it would count in a copy of eight bytes each.
+    pieces = np.array_split(numbers, -(-len(numbers) // _PIECE) or 1)
+    behind = np.cumsum(sum(np.bincount(piece, minlength=_LARGEST + 1) for piece in pieces))
     least, largest = int(numbers.min(initial=_LARGEST)), int(numbers.max(initial=0))
     ends = np.searchsorted(behind, behind[-1] * np.arange(1, most) / most)
     edges = np.array([least, *sorted({int(end) + 1 for end in ends if end < largest})])
@@ -141,4 +146,5 @@ def ranges(name: str, numbers: NDArray[np.uint8], most: int = KINDS) -> Feature:
     labels = [str(a) if a == b else f"{a} to {b}" for a, b in zip(edges.tolist(), lasts, strict=True)]
     if largest == _LARGEST:
         labels[-1] = f"{edges[-1]} and more"
-    return Feature(name, (np.searchsorted(edges, numbers, side="right") - 1).astype(np.uint8), tuple(labels))
+    kinds = np.searchsorted(edges[1:], np.arange(_LARGEST + 1), side="right").astype(np.uint8)
+    return Feature(name, kinds[numbers], tuple(labels))

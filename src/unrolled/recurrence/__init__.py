@@ -16,9 +16,11 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from . import cpu, edited, portable, products, reference
 from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
+from .masks import drawn_seed, random_words, row_keys, sequence_mask, weight_mask
 from .precision import full_precision
 from .ranges import checked_range
 from .restarts import Start, run_parts
+from .threefry import of_layer
 
 __all__ = [
     "BackendUnavailable",
@@ -28,13 +30,18 @@ __all__ = [
     "backends",
     "check_name",
     "checked",
+    "drawn_seed",
     "last_step",
     "linear",
+    "of_layer",
+    "row_keys",
     "scan",
     "scan_edited",
+    "sequence_mask",
     "states",
     "total_gradients",
     "variants",
+    "weight_mask",
 ]
 
 
@@ -69,6 +76,7 @@ def scan(
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
+    x_mask: Tensor | None = None,
 ) -> Scanned:
     """Run one layer over `x` [B, T, I], or [B, T] integer ids, which stand for one-hot rows.
 
@@ -76,24 +84,26 @@ def scan(
     With `w_hr` [H, P], h is projected in every step: h [B, T, P], `w_h` [P, 4, H], `h0` [B, P]. `clean` says of a float
     x that it is 0 behind each row's end, and of int64 lengths that they are in range, as those of a layer below. `cell`
     has a notation of its own. `start`: h and c, [H] each (of a projected h, [P]), from which a row begins after a
-    reset, zeros if None.
+    reset, zeros if None. `x_mask` [B, I] is what x is multiplied by in every step, or the one-hot rows that ids stand
+    for.
 
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
-    chosen = choose(backend, Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None))
+    chosen = choose(backend, _call(w_h, w_hr, cell, strict))
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
+    x, scale = _masked(x, x_mask)
     resets = None if resets is None else resets.t()
     if chosen == "reference":
-        pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype)
+        pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype, scale)
         with full_precision(w_h):
             h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell, start)
     else:
-        pre = _inputs(x, w_x, bias, w_h.dtype, native=chosen == "cpu", strict=strict)
+        pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=chosen == "cpu", strict=strict)
         kernel, projection = (cpu.scan, ()) if chosen == "cpu" else (portable.scan, (w_hr,))
 
-        def run(pre: Tensor, *state_and_masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            return kernel(pre, w_h, *state_and_masks, *projection, *cell)
+        def run(first: int, pre: Tensor, *state_and_masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+            return kernel(pre, w_h, *state_and_masks, *projection, *cell._replace(first=first))
 
         h, c, gates = run_parts(run, pre, h0, c0, resets, lengths, start)
     if cell.norm is not None:
@@ -119,12 +129,14 @@ def states(
     backend: str = "auto",
     strict: bool = False,
     clean: bool = False,
+    x_mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """h and c of `scan`: without gradients the native kernel then stores nothing else, unless it has to `start`."""
-    call = Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
+    """h and c of `scan`: without gradients the native kernel stores nothing else where no masks are drawn."""
     opened = torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type)
-    if opened or choose(backend, call) != "cpu" or not (start is None or resets is None):
+    more = cell.keys is not None or not (start is None or resets is None)
+    if opened or more or choose(backend, _call(w_h, w_hr, cell, strict)) != "cpu":
         options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}
+        options["x_mask"] = x_mask
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
@@ -146,12 +158,14 @@ def scan_edited(
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
     start: Start | None = None,
+    x_mask: Tensor | None = None,
 ) -> Scanned:
     """`scan`, step by step in plain torch, with `edit` in every step; its `pre` is None."""
     if x.shape[1] == 0:
         return scan(x, w_x, w_h, bias, h0, c0, w_hr=w_hr, cell=cell, backend="reference")._replace(pre=None)
     x, lengths = checked(x, lengths, w_x.shape[0])
-    pre = _inputs(x, w_x, bias, w_h.dtype, native=False, strict=False)
+    x, scale = _masked(x, x_mask)
+    pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=False, strict=False)
     options: dict[str, Any] = {"w_hr": w_hr, "cell": cell, "start": start, "lengths": lengths}
     options["resets"] = None if resets is None else resets.t()
     with full_precision(w_h):
@@ -179,7 +193,7 @@ def variants(
 
     The product with x is taken once for all of them. There is at least one step.
     """
-    pre = _inputs(checked(x, None, w_x.shape[0])[0], w_x, bias, w_h.dtype, native=False, strict=False)
+    pre = _inputs(checked(x, None, w_x.shape[0])[0], w_x, bias, w_h.dtype, None, native=False, strict=False)
     h0, c0 = (first.expand(count, *first.shape) for first in (h0, c0))
     resets = None if resets is None else resets.t()
     with full_precision(w_h):
@@ -220,6 +234,7 @@ def total_gradients(
     grad_gates: Tensor,
     grad_pre: Tensor,
     w_h: Tensor,
+    c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
@@ -229,6 +244,7 @@ def total_gradients(
 
     `grad_h`, `grad_c` and `grad_gates` are the explicit gradients of what `scanned` has; `grad_pre` [T, B, 4, H].
     """
+    widths = scanned.h.shape[-1], scanned.c.shape[-1]
     with full_precision(w_h):
         dh, dc = reference.total_gradients(
             grad_h.transpose(0, 1),
@@ -238,12 +254,27 @@ def total_gradients(
             w_h,
             scanned.c.transpose(0, 1),
             scanned.gates.transpose(0, 1),
+            c0,
             None if resets is None else resets.t(),
             lengths,
             w_hr,
             cell,
+            cell.drawn(0, scanned.c.shape[1], widths, random_words),
         )
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
+
+
+def _call(w_h: Tensor, w_hr: Tensor | None, cell: Cell, strict: bool) -> Call:
+    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, cell.is_masked)
+
+
+def _masked(x: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x times a mask [B, I]; of ids, which are left alone, what their one-hot rows are multiplied by, [B, T, 1, 1]."""
+    if x_mask is None:
+        return x, None
+    if x.dim() == 2:
+        return x, x_mask.gather(1, x.long()).unsqueeze(-1).unsqueeze(-1)
+    return x * x_mask.unsqueeze(1), None
 
 
 def checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Tensor | None]:
@@ -255,10 +286,14 @@ def checked(x: Tensor, lengths: Tensor | None, width: int) -> tuple[Tensor, Tens
     return checked_range(x, 0, width - 1, "ids") if x.dim() == 2 else x, lengths
 
 
-def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, native: bool, strict: bool) -> Tensor:
+def _inputs(
+    x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None, *, native: bool, strict: bool
+) -> Tensor:
     """The input's share of every pre-activation, [T, B, 4, H]: one product for all steps, since none depends on h."""
     rows, steps = x.shape[:2]
     width, _, hidden = w_x.shape
+    if scale is not None:
+        return F.embedding(x.t(), w_x.flatten(1)).reshape(steps, rows, 4, hidden) * scale.transpose(0, 1) + bias
     if x.dim() == 2:
         # Adding the bias to the table costs less than adding it to every step, unless the table has more rows.
         return F.embedding(x.t(), (w_x + bias).flatten(1)).reshape(steps, rows, 4, hidden)
@@ -268,11 +303,13 @@ def _inputs(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, *, native:
     return product.reshape(steps, rows, 4, hidden)
 
 
-def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+def _inputs_step_by_step(x: Tensor, w_x: Tensor, bias: Tensor, dtype: torch.dtype, scale: Tensor | None) -> Tensor:
     """The same, one step at a time.
 
     A product's bits depend on its row count, so this is what makes a sequence give the same bits wherever it is split.
     """
+    if scale is not None:
+        return w_x[x.t()] * scale.transpose(0, 1) + bias
     if x.dim() == 2:
         return (w_x + bias)[x.t()]
     steps = [torch.addmm(bias.flatten(), x_t, w_x.flatten(1)).to(dtype) for x_t in x.unbind(1)]

@@ -25,6 +25,7 @@ class Call(NamedTuple):
     forward_mode: bool
     strict: bool = False
     projected: bool = False
+    masked: bool = False
 
 
 class Verdict(NamedTuple):
@@ -50,6 +51,7 @@ class Choice:
         mode = ", forward-mode differentiation" if self.call.forward_mode else ""
         mode += ", strict" if self.call.strict else ""
         mode += ", with a projection of h" if self.call.projected else ""
+        mode += ", with zoneout or dropout in the recurrence" if self.call.masked else ""
         lines = [f"{str(self.call.dtype).removeprefix('torch.')} on {self.call.device}{mode}"]
         for verdict in self.verdicts:
             if verdict.refusal is not None:
@@ -88,6 +90,8 @@ def _refusal(backend: str, call: Call) -> str | None:
         return "it takes float32 on the CPU"
     if backend == "cpu" and call.projected:
         return "it has no projection of h in the recurrence"
+    if backend == "cpu" and call.masked:
+        return "it has no zoneout and no dropout in the recurrence"
     if backend == "cpu" and (missing := _missing()) is not None:
         return missing
     if backend != "cpu" and call.strict:

@@ -24,7 +24,7 @@ _LIBRARY.define(
     f"bool strict, {seam.CELL}) -> (Tensor, Tensor)"
 )
 # `strict` and the cell behind the tensors are for all rows.
-_ROWS_IN, _ROWS_OUT = (0, None, None, None, 0, 0, 1, 0, *(None,) * (1 + len(PLAIN))), (1, 1)
+_ROWS_IN, _ROWS_OUT = (0, None, None, None, 0, 0, 1, 0, None, *seam.CELL_ROWS), (1, 1)
 
 
 def forward(

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cell import OF_C, OF_GATES, PLAIN, Cell
+from .cell import OF_C, OF_GATES, PLAIN, Cell, held
 
 # The values of one step, [..., width], its name and the step: to what takes their place, or None.
 Edit = Callable[[Tensor, str, int], Tensor | None]
@@ -42,7 +42,8 @@ def steps(
     cell: Cell = PLAIN,
     start: tuple[Tensor, Tensor] | None = None,
 ) -> Iterator[Step]:
-    """`reference.scan`, a step at a time; `edit` sees i, f, g, c, o and h, in this order and each as it is made.
+    """`reference.scan`, a step at a time; `edit` sees i, f, g, c, o and h, in this order and each as it is made,
+    before any of c or h is held.
 
     `h0` and `c0` may have an axis in front, [variants, B, H], and every step then has it too: the same inputs, run as
     often as there are variants.
@@ -56,7 +57,8 @@ def steps(
             if start is not None:
                 fresh = resets[t].unsqueeze(-1)
                 h, c = torch.where(fresh, start[0], h), torch.where(fresh, start[1], c)
-        pre = from_input + (h @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
+        drawn = cell.drawn(t, 1, (h.shape[-1], c.shape[-1])).at(0)
+        pre = from_input + (cell.dropped_h(h) @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
         i, f, g, o = cell.normed(pre, OF_GATES).unbind(-2)
         if cell.peephole is not None:
             p_i, p_f, p_o = cell.peephole.unbind(-2)
@@ -64,12 +66,13 @@ def steps(
         i = _changed(cell.gate(i), "i", t, edit)
         f = _changed(cell.gate(f), "f", t, edit)
         g = _changed(cell.squashed(g), "g", t, edit)
-        c = _changed(cell.clipped(f * c + i * g), "c", t, edit)
+        new_c = _changed(cell.clipped(f * c + i * drawn.written(g)), "c", t, edit)
         if cell.peephole is not None:
-            o = o + p_o * c
+            o = o + p_o * new_c
         o = _changed(cell.gate(o), "o", t, edit)
-        h = o * cell.squashed(cell.normed(c, OF_C))
-        h = _changed(h if w_hr is None else h @ w_hr, "h", t, edit)
+        new_h = o * cell.squashed(cell.normed(new_c, OF_C))
+        new_h = _changed(new_h if w_hr is None else new_h @ w_hr, "h", t, edit)
+        h, c = held(new_h, h, drawn.held_h), held(new_c, c, drawn.held_c)
         made = Step(h, c, i, f, g, o)
         if lengths is not None:
             made = Step(*(_zero(values, lengths <= t) for values in made))

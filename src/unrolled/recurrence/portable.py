@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import reference, seam
-from .cell import EPSILON, OF_C, OF_GATES, Cell, standardized, through_norm
+from .cell import EPSILON, OF_C, OF_GATES, Cell, Drawn, held, standardized, through_norm, to_before, to_new
+from .masks import random_words
 
 # Bytes of gates in one block of the backward pass: the block's seven buffers then stay within a 2 MiB cache.
 _BLOCK_BYTES = 512 * 1024
@@ -45,17 +46,22 @@ def forward(
     i, f, g, o = (gate.unbind(0) for gate in gates[:, :, :4].unbind(2))
     reset_at, ended_at = _where(resets), _where(None if lengths is None else reference.ended(lengths, steps))
     h_before, c_before = h0, c0
+    block, drawn = _block(rows, hidden, gates), Drawn()
     for t, (h_t, c_t) in enumerate(zip(h.unbind(0), c.unbind(0), strict=True)):
+        if cell.is_masked and t % block == 0:
+            masks = cell.drawn(t, min(block, steps - t), (w_h.shape[0], hidden), random_words)
         if (mask := reset_at.get(t)) is not None:
             h_before, c_before = h_before.masked_fill(mask, 0), c_before.masked_fill(mask, 0)
-        torch.addmm(inputs[t], h_before, weight, out=sums[t])
+        if cell.is_masked:
+            drawn = masks.at(t % block)
+        torch.addmm(inputs[t], cell.dropped_h(h_before), weight, out=sums[t])
         if cell.norm is not None:
             _write_normed(cell, gates[t, :, 4:], OF_GATES, gates[t, :, :4])
         if cell.peephole is not None:
             i_and_f[t].addcmul_(cell.peephole[:2], c_before.unsqueeze(1))
         cell.gate_(i_and_f[t])
         cell.squash(g[t], g[t])
-        torch.mul(f[t], c_before, out=c_t).addcmul_(i[t], g[t])
+        torch.mul(f[t], c_before, out=c_t).addcmul_(i[t], drawn.written(g[t]))
         if cell.clip:
             c_t.clamp_(-cell.clip, cell.clip)
         if cell.peephole is not None:
@@ -70,6 +76,10 @@ def forward(
             torch.mul(o[t], squashed_c, out=h_t)
         else:
             torch.mm(squashed_c.mul_(o[t]), w_hr, out=h_t)
+        if drawn.held_h is not None:
+            h_t.copy_(held(h_t, h_before, drawn.held_h))
+        if drawn.held_c is not None:
+            c_t.copy_(held(c_t, c_before, drawn.held_c))
         if (mask := ended_at.get(t)) is not None:
             h_t.masked_fill_(mask, 0)
             c_t.masked_fill_(mask, 0)
@@ -114,23 +124,33 @@ def backward(
     dc_by_gate = dc.unsqueeze(1)
     reset_at, ended_at = _where(resets), _where(None if lengths is None else reference.ended(lengths, steps))
     of_norm = dc.new_zeros(rows, cell.planes_of_norm, hidden)
-    block = max(1, _BLOCK_BYTES // max(1, rows * hidden * 4 * gates.element_size()))
+    block = _block(rows, hidden, gates)
     for stop in range(steps, 0, -block):
         start = max(0, stop - block)
+        masks = cell.drawn(start, stop - start, (w_h.shape[0], hidden), random_words)
         c_before = _before(c, c0, resets, start, stop)
-        through_squash = _factors(cell, grad_pre[start:stop], c[start:stop], c_before, gates[start:stop, :, :4])
-        norm = None if cell.norm is None else _Norm(cell, c[start:stop], gates[start:stop, :, 4:])
+        if masks.held_c is not None and lengths is not None:
+            c_before = c_before.masked_fill(reference.ended(lengths, steps)[start:stop].unsqueeze(-1), 0)
+        new_c = reference.new_c(c[start:stop], gates[start:stop], c_before, cell, masks)
+        through_squash = _factors(cell, grad_pre[start:stop], new_c, c_before, gates[start:stop, :, :4], masks)
+        norm = None if cell.norm is None else _Norm(cell, new_c, gates[start:stop, :, 4:])
         from_gates = None
         if grad_gates is not None:
             from_gates = _through_activations(cell, grad_gates[start:stop, :, :4], gates[start:stop, :, :4])
-        clipped = cell.clips(c[start:stop]) if cell.clip else None
+        clipped = cell.clips(new_c) if cell.clip else None
         for t in range(stop - 1, start - 1, -1):
             if grad_h is not None:
                 dh.add_(grad_h[t])
             if grad_c is not None:
                 dc.add_(grad_c[t])
+            drawn = masks.at(t - start) if cell.is_masked else masks
+            dh_held, dc_held = to_before(dh, drawn.held_h), to_before(dc, drawn.held_c)
+            if dc_held is not None:
+                dc.copy_(to_new(dc, drawn.held_c))
             if back is not None:
-                torch.mm(dh, back, out=unprojected)
+                torch.mm(to_new(dh, drawn.held_h), back, out=unprojected)
+            elif drawn.held_h is not None:
+                unprojected = to_new(dh, drawn.held_h)
             if norm is None:
                 dc.addcmul_(unprojected, through_squash[t - start])
             else:
@@ -146,23 +166,30 @@ def backward(
             if from_gates is not None:
                 through_c[t].add_(from_gates[t - start, :, :3])
             dc.mul_(f[t])
+            if dc_held is not None:
+                dc.add_(dc_held)
             if cell.peephole is not None:
                 dc.addcmul_(through_c[t][:, 0], cell.peephole[0]).addcmul_(through_c[t][:, 1], cell.peephole[1])
             if (mask := ended_at.get(t)) is not None:
                 sums[t].masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
+                dh_held = None if dh_held is None else dh_held.masked_fill(mask, 0)
             if norm is not None:
                 norm.through_gates(grad_pre[t], t - start)
                 if grad_gates is not None:
                     from_sums = grad_gates[t, :, 4:]
                     grad_pre[t].add_(from_sums if mask is None else from_sums.masked_fill(mask.unsqueeze(-1), 0))
             torch.mm(sums[t], weight, out=dh)
+            if cell.h_mask is not None:
+                dh.mul_(cell.h_mask)
+            if dh_held is not None:
+                dh.add_(dh_held)
             if (mask := reset_at.get(t)) is not None:
                 dh.masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
         if norm is not None:
             ended = None if lengths is None else reference.ended(lengths, steps)[start:stop]
-            of_norm += norm.gradient(through_squash, c[start:stop], c_before, ended)
+            of_norm += norm.gradient(through_squash, new_c, c_before, ended)
     return grad_pre, dh, dc, of_norm
 
 
@@ -203,18 +230,26 @@ def _before(c: Tensor, c0: Tensor, resets: Tensor | None, start: int, stop: int)
     return before if resets is None else before.masked_fill(resets[start:stop].unsqueeze(-1), 0)
 
 
-def _factors(cell: Cell, grad_pre: Tensor, c: Tensor, c_before: Tensor, gates: Tensor) -> Tensor:
+def _block(rows: int, hidden: int, gates: Tensor) -> int:
+    """Steps that are computed at once, or whose masks are."""
+    return max(1, _BLOCK_BYTES // max(1, rows * hidden * 4 * gates.element_size()))
+
+
+def _factors(cell: Cell, grad_pre: Tensor, c: Tensor, c_before: Tensor, gates: Tensor, masks: Drawn) -> Tensor:
     """Fill `grad_pre` with d pre / d c_t (i, f, g) and d pre / d h_t (o); return d c_t / d h_t.
 
-    With layer normalisation `pre` is behind it, and the last one is that of the normed c.
+    `c` and h_t are those before any of them is held. With layer normalisation `pre` is behind it, and the last one is
+    that of the normed c.
     """
     i, f, g, o = gates.unbind(2)
     di, df, dg, do = grad_pre.unbind(2)
     squashed_c = torch.empty_like(c)
     cell.squash(cell.normed(c, OF_C), squashed_c)
-    _through_gate(cell, g, i, di)
+    _through_gate(cell, masks.written(g), i, di)
     _through_gate(cell, c_before, f, df)
     _through_squash(cell, i, g, dg)
+    if masks.dropped_g is not None:
+        dg.copy_(masks.written(dg))
     _through_gate(cell, squashed_c, o, do)
     return _through_squash(cell, o, squashed_c, torch.empty_like(squashed_c))
 

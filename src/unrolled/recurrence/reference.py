@@ -23,26 +23,29 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from .cell import OF_C, OF_GATES, PLAIN, Cell, standardized, through_norm
+from .cell import OF_C, OF_GATES, PLAIN, Cell, Drawn, held, standardized, through_norm, to_before, to_new
+
+_NOTHING = Drawn()
 
 
-def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN) -> tuple[Tensor, Tensor, Tensor]:
+def step(pre: Tensor, c: Tensor, cell: Cell = PLAIN, drawn: Drawn = _NOTHING) -> tuple[Tensor, Tensor, Tensor]:
     """One step of the cell: `pre` [..., 4, H] and c_{t-1} [..., H] to h_t, c_t and the activated gates [..., 4, H].
 
-    A cell with layer normalisation takes the sums without a bias, and they are kept behind the gates, [..., 8, H].
+    h_t is the new one, not yet held where `drawn` says so. A cell with layer normalisation takes the sums without a
+    bias, and they are kept behind the gates, [..., 8, H].
     """
     i, f, g, o = cell.normed(pre, OF_GATES).unbind(-2)
     if cell.peephole is not None:
         p_i, p_f, p_o = cell.peephole.unbind(-2)
         i, f = i + p_i * c, f + p_f * c
     i, f, g = cell.gate(i), cell.gate(f), cell.squashed(g)
-    c = cell.clipped(f * c + i * g)
+    new = cell.clipped(f * c + i * drawn.written(g))
     if cell.peephole is not None:
-        o = o + p_o * c
+        o = o + p_o * new
     o = cell.gate(o)
-    h = o * cell.squashed(cell.normed(c, OF_C))
+    h = o * cell.squashed(cell.normed(new, OF_C))
     gates = torch.stack([i, f, g, o], -2)
-    return h, c, gates if cell.norm is None else torch.cat([gates, pre], -2)
+    return h, held(new, c, drawn.held_c), gates if cell.norm is None else torch.cat([gates, pre], -2)
 
 
 def scan(
@@ -77,10 +80,12 @@ def scan(
             if start is not None:
                 fresh = resets[t].unsqueeze(-1)
                 h, c = torch.where(fresh, start[0], h), torch.where(fresh, start[1], c)
-        pre = from_input + (h @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
-        h, c, gate = step(pre, c, cell)
+        pre = from_input + (cell.dropped_h(h) @ w_h.flatten(1)).unflatten(-1, (4, w_h.shape[-1]))
+        drawn = cell.drawn(t, 1, (h.shape[-1], c.shape[-1])).at(0)
+        new_h, c, gate = step(pre, c, cell, drawn)
         if w_hr is not None:
-            h = h @ w_hr
+            new_h = new_h @ w_hr
+        h = held(new_h, h, drawn.held_h)
         if lengths is not None:
             ended = lengths <= t
             h, c, gate = _zero(h, ended), _zero(c, ended), _zero(gate, ended)
@@ -124,39 +129,44 @@ def scan_backward(
     for t in reversed(range(c.shape[0])):
         i, f, g, o = gates[t, :, :4].unbind(-2)
         di, df, dg, do = grad_gates[t, :, :4].unbind(-2)
-        c_before = c[t - 1] if t else c0
-        if resets is not None:
-            c_before = _zero(c_before, resets[t])
-        squashed_c = cell.squashed(cell.normed(c[t], OF_C))
+        before = c[t - 1] if t else c0
+        ended_rows = None if lengths is None else lengths <= t
+        for fresh in (None if resets is None else resets[t], ended_rows):
+            before = before if fresh is None else _zero(before, fresh)
+        drawn = cell.drawn(t, 1, (dh.shape[-1], dc.shape[-1])).at(0)
+        new = new_c(c[t], gates[t], before, cell, drawn)
+        squashed_c = cell.squashed(cell.normed(new, OF_C))
 
-        dh = dh + grad_h[t]
+        dh, dc = dh + grad_h[t], dc + grad_c[t]
+        dh_held, dc_held = to_before(dh, drawn.held_h), to_before(dc, drawn.held_c)
+        dh, dc = to_new(dh, drawn.held_h), to_new(dc, drawn.held_c)
         through = dh if w_hr is None else dh @ w_hr.mT
         dpre_o = (do + through * squashed_c) * cell.gate_slope(o)
         dseen = through * o * cell.squashed_slope(squashed_c)
-        dc = dc + grad_c[t] + _through_norm_of_c(dseen, c[t], cell)
+        dc = dc + _through_norm_of_c(dseen, new, cell)
         if cell.peephole is not None:
             dc = dc + dpre_o * cell.peephole[2]
         if cell.clip:
-            dc = dc.masked_fill(cell.clips(c[t]), 0)
-        dpre_i = (di + dc * g) * cell.gate_slope(i)
-        dpre_f = (df + dc * c_before) * cell.gate_slope(f)
-        dpre_g = (dg + dc * i) * cell.squashed_slope(g)
+            dc = dc.masked_fill(cell.clips(new), 0)
+        dpre_i = (di + dc * drawn.written(g)) * cell.gate_slope(i)
+        dpre_f = (df + dc * before) * cell.gate_slope(f)
+        dpre_g = (dg + drawn.written(dc * i)) * cell.squashed_slope(g)
         dpre = torch.stack([dpre_i, dpre_f, dpre_g, dpre_o], -2)
-        dc = dc * f
+        dc = dc * f if dc_held is None else dc * f + dc_held
         if cell.peephole is not None:
             dc = dc + dpre_i * cell.peephole[0] + dpre_f * cell.peephole[1]
-        if lengths is not None:
-            ended = lengths <= t
-            dpre, dc = _zero(dpre, ended), _zero(dc, ended)
-            dseen, c_before = _zero(dseen, ended), _zero(c_before, ended)
+        if ended_rows is not None:
+            dpre, dc, dseen = _zero(dpre, ended_rows), _zero(dc, ended_rows), _zero(dseen, ended_rows)
         if cell.norm is not None:
             sums, factor = standardized(gates[t, :, 4:])
-            seen, _ = standardized(c[t])
-            looks = () if cell.peephole is None else (dpre[:, :2] * c_before.unsqueeze(1), (dpre[:, 3] * c[t])[:, None])
+            seen, _ = standardized(new)
+            looks = () if cell.peephole is None else (dpre[:, :2] * before.unsqueeze(1), (dpre[:, 3] * new)[:, None])
             of_norm = of_norm + torch.cat([dpre * sums, (dseen * seen)[:, None], dpre, dseen[:, None], *looks], 1)
-            from_sums = grad_gates[t, :, 4:] if lengths is None else _zero(grad_gates[t, :, 4:], ended)
+            from_sums = grad_gates[t, :, 4:] if ended_rows is None else _zero(grad_gates[t, :, 4:], ended_rows)
             dpre = through_norm(dpre * cell.norm[0, OF_GATES], sums, factor) + from_sums
-        dh = dpre.flatten(-2) @ w_h.flatten(1).mT
+        dh = cell.dropped_h(dpre.flatten(-2) @ w_h.flatten(1).mT)
+        if dh_held is not None:
+            dh = dh + (dh_held if ended_rows is None else _zero(dh_held, ended_rows))
         if resets is not None:
             dh, dc = _zero(dh, resets[t]), _zero(dc, resets[t])
         dpres.append(dpre)
@@ -178,37 +188,46 @@ def total_gradients(
     w_h: Tensor,
     c: Tensor,
     gates: Tensor,
+    c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
+    drawn: Drawn = _NOTHING,
 ) -> tuple[Tensor, Tensor]:
     """dL/dh_t and dL/dc_t through every path, [T, B, H] each; with `w_hr`, dL/dh_t is [T, B, P].
 
     `grad_h`, `grad_c` and `grad_gates` are the explicit parts (the uses of h, c and the gates outside the recurrence),
-    `grad_pre` [T, B, 4, H] the total gradient of the pre-activations, which `scan_backward` returns.
+    `grad_pre` [T, B, 4, H] the total gradient of the pre-activations, which `scan_backward` returns; `drawn` the masks
+    of all steps. Where c can be held, o and h do not see the c_t of which this is the gradient.
     """
     steps = c.shape[0]
-    dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
+    dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
     if lengths is not None:
         grad_c = _zero(grad_c, ended(lengths, steps))
+    before = c_before(c, c0, resets, lengths)
+    new, through = new_c(c, gates, before, cell, drawn), to_new(dh, drawn.held_h)
     i, f, g, o = gates.unbind(2)
     di, df, _, do = grad_gates.unbind(2)
-    squashed_c = cell.squashed(cell.normed(c, OF_C))
-    through = dh if w_hr is None else dh @ w_hr.mT
-    into_c = grad_c + _through_norm_of_c(through * o * cell.squashed_slope(squashed_c), c, cell)
+    squashed_c = cell.squashed(cell.normed(new, OF_C))
+    through = through if w_hr is None else through @ w_hr.mT
+    into_new = _through_norm_of_c(through * o * cell.squashed_slope(squashed_c), new, cell)
     if cell.peephole is not None:
-        into_c = into_c + (do + through * squashed_c) * cell.gate_slope(o) * cell.peephole[2]
+        into_new = into_new + (do + through * squashed_c) * cell.gate_slope(o) * cell.peephole[2]
     dcs: list[Tensor] = []
-    carried = torch.zeros_like(into_c[:1].sum(0))
+    carried = torch.zeros_like(into_new[:1].sum(0))
     for t in reversed(range(steps)):
-        dc = carried + into_c[t]
-        dcs.append(dc)
-        dc = dc.masked_fill(cell.clips(c[t]), 0) if cell.clip else dc
-        carried = dc * f[t]
-        if cell.peephole is not None and t:
-            dpre_i = (di[t] + dc * g[t]) * cell.gate_slope(i[t])
-            dpre_f = (df[t] + dc * c[t - 1]) * cell.gate_slope(f[t])
+        where = drawn.at(t).held_c
+        dc = carried + grad_c[t]
+        of_new = to_new(dc, where) + into_new[t]
+        dcs.append(of_new if where is None else dc)
+        of_new = of_new.masked_fill(cell.clips(new[t]), 0) if cell.clip else of_new
+        carried = of_new * f[t]
+        if (of_held := to_before(dc, where)) is not None:
+            carried = carried + of_held
+        if cell.peephole is not None:
+            dpre_i = (di[t] + of_new * drawn.at(t).written(g[t])) * cell.gate_slope(i[t])
+            dpre_f = (df[t] + of_new * before[t]) * cell.gate_slope(f[t])
             carried = carried + dpre_i * cell.peephole[0] + dpre_f * cell.peephole[1]
         if resets is not None:
             carried = _zero(carried, resets[t])
@@ -216,15 +235,46 @@ def total_gradients(
 
 
 def total_gradient_of_h(
-    grad_h: Tensor, grad_pre: Tensor, w_h: Tensor, resets: Tensor | None, lengths: Tensor | None
+    grad_h: Tensor,
+    grad_pre: Tensor,
+    w_h: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    cell: Cell = PLAIN,
+    drawn: Drawn = _NOTHING,
 ) -> Tensor:
     """dL/dh_t of `total_gradients`."""
     # Reshaped, not flattened: batched cotangents (`is_grads_batched`) know no flatten.
-    later = grad_pre.reshape(*grad_pre.shape[:-2], 4 * grad_pre.shape[-1]) @ w_h.flatten(1).mT
+    later = cell.dropped_h(grad_pre.reshape(*grad_pre.shape[:-2], 4 * grad_pre.shape[-1]) @ w_h.flatten(1).mT)
     if resets is not None:
         later = _zero(later, resets)
     dh = grad_h + torch.cat([later, torch.zeros_like(later[:1])])[1:]
-    return dh if lengths is None else _zero(dh, ended(lengths, grad_pre.shape[0]))
+    if lengths is not None:
+        dh = _zero(dh, ended(lengths, grad_pre.shape[0]))
+    if drawn.held_h is None or len(dh) == 0:
+        return dh
+    dhs = [dh[-1]]
+    for t in reversed(range(1, len(dh))):
+        # Of a row that has ended it is 0.
+        of_held = to_before(dhs[-1], drawn.at(t).held_h)
+        assert of_held is not None
+        dhs.append(dh[t - 1] + (of_held if resets is None else _zero(of_held, resets[t])))
+    return torch.stack(dhs[::-1])
+
+
+def c_before(c: Tensor, c0: Tensor, resets: Tensor | None, lengths: Tensor | None) -> Tensor:
+    """c_{t-1} [T, B, H] of every step; of a row that has ended 0, whatever c0 is."""
+    before = torch.cat([c0.unsqueeze(0), c])[:-1]
+    before = before if resets is None else _zero(before, resets)
+    return before if lengths is None else _zero(before, ended(lengths, len(c)))
+
+
+def new_c(c: Tensor, gates: Tensor, before: Tensor, cell: Cell, drawn: Drawn) -> Tensor:
+    """c_t [..., H] as o and h see it: as it is before any of it is held."""
+    if drawn.held_c is None:
+        return c
+    i, f, g = gates.unbind(-2)[:3]
+    return cell.clipped(f * before + i * drawn.written(g))
 
 
 def ended(lengths: Tensor, steps: int) -> Tensor:

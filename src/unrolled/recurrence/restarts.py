@@ -15,8 +15,9 @@ from torch import Tensor
 
 # h and c, [H] each, with which a row starts afresh.
 Start = tuple[Tensor, Tensor]
-# The input's share of some steps, h0, c0, resets and lengths counted from them: to h, c and gates.
-RunPart = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
+# The number of its first step, the input's share of some steps, h0, c0, resets and lengths counted from them: to h, c
+# and gates.
+RunPart = Callable[[int, Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor, Tensor]]
 
 
 def run_parts(
@@ -30,7 +31,7 @@ def run_parts(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What `run` gives over `pre` [T, B, 4, H], its resets, bool [T, B], being to `start`; None is zeros."""
     if start is None or resets is None:
-        return run(pre, h0, c0, resets, lengths)
+        return run(0, pre, h0, c0, resets, lengths)
     steps = pre.shape[0]
     cuts = [0, *_cuts(resets), steps]
     h, c = h0, c0
@@ -40,7 +41,7 @@ def run_parts(
         if begin < end:
             fresh = resets[begin].unsqueeze(-1)
             h, c = torch.where(fresh, start[0], h), torch.where(fresh, start[1], c)
-        found = run(some, h, c, None, None if lengths is None else lengths - begin)
+        found = run(begin, some, h, c, None, None if lengths is None else lengths - begin)
         parts.append(found)
         if begin < end:
             h, c = found[0][-1], found[1][-1]

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from . import reference
 from .calls import Function, below_autograd
-from .cell import OF_C, PLAIN, TENSORS, Cell
+from .cell import DIFFERENTIABLE, OF_C, PLAIN, TENSORS, Cell, Drawn, to_new
+from .masks import random_words
 from .precision import full_precision
 
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
@@ -41,7 +42,12 @@ _BACKWARD_INPUTS = (
 _ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
 _BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0, 0)
 # A cell's fields: behind all other arguments.
-CELL = "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False, Tensor? norm=None"
+CELL = (
+    "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False, Tensor? norm=None, "
+    "Tensor? keys=None, Tensor? h_mask=None, float zoneout_h=0.0, float zoneout_c=0.0, float recurrent_dropout=0.0, "
+    "int first=0"
+)
+CELL_ROWS = tuple(TENSORS.get(name) for name in Cell._fields)
 # Where the masks, which have no derivative, lie among the backward pass's arguments.
 _BACKWARD_MASKS = (7, 8)
 
@@ -76,7 +82,8 @@ def operator(
     """
     more = f", Tensor? w_hr=None, {CELL}" if projects else f", {CELL}"
     defaults = (None, *PLAIN) if projects else tuple(PLAIN)
-    rows_in, backward_rows_in = ((*rows, *(None,) * len(defaults)) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
+    of_more = (None, *CELL_ROWS) if projects else CELL_ROWS
+    rows_in, backward_rows_in = ((*rows, *of_more) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
     like, like_backward = partial(_like_scan, len(rows_in)), partial(_like_backward, len(backward_rows_in))
     scan_op = _register(name, _INPUTS + more, forward, like, rows_in, _ROWS_OUT)
     backward_op = _register(
@@ -209,12 +216,6 @@ def _with_tensors(ctx: Any, tensors: Sequence[Tensor | None]) -> Cell:
     return cell
 
 
-def _of_fields(of_tensors: Sequence[Tensor | None]) -> tuple[Tensor | None, ...]:
-    """The gradients of a cell's fields, from those of its tensors."""
-    by_name = dict(zip(TENSORS, of_tensors, strict=True))
-    return tuple(by_name.get(name) for name in Cell._fields)
-
-
 def _first_order(
     backward: Callable[..., Any], weight_gradient: WeightGradient, ctx: Any, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
@@ -226,21 +227,31 @@ def _first_order(
         return (None,) * (6 + len(projection) + len(PLAIN))
     grad_pre, grad_h0, grad_c0, of_norm = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
     grad_w_h = None
+    drawn, new_c, before = Drawn(), c, c
+    if cell.peephole is not None or any(weight is not None for weight in projection):
+        drawn = cell.drawn(0, c.shape[0], (h.shape[-1], c.shape[-1]), random_words)
+        before = reference.c_before(c, c0, resets, lengths)
+        new_c = reference.new_c(c, gates, before, cell, drawn)
     with full_precision(w_h):
         if ctx.needs_input_grad[1]:
-            grad_w_h = _grad_recurrent_weights(weight_gradient, h0, h, grad_pre, resets, lengths)
+            taken_in = cell.dropped_h(h0), cell.dropped_h(h)
+            grad_w_h = _grad_recurrent_weights(weight_gradient, *taken_in, grad_pre, resets, lengths)
         grad_projection: list[Tensor | None] = [None] * len(projection)
         if projection and projection[0] is not None:
             grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
-            dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths)
-            grad_projection = [_grad_of_projection(weight_gradient, cell, c, gates, dh)]
-        if cell.norm is None:
-            no_peephole = cell.peephole is None
-            of_cell = [None if no_peephole else _grad_of_peephole(c0, c, grad_pre, resets, lengths), None]
-        else:
+            dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
+            through = to_new(dh, drawn.held_h)
+            grad_projection = [_grad_of_projection(weight_gradient, cell, new_c, gates, through)]
+        of_cell: dict[str, Tensor] = {}
+        if cell.norm is not None:
             of_all = of_norm.sum(0)
-            of_cell = [None if cell.peephole is None else of_all[10:], of_all[:10].reshape(cell.norm.shape)]
-    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, *_of_fields(of_cell)
+            of_cell["norm"] = of_all[:10].reshape(cell.norm.shape)
+            if cell.peephole is not None:
+                of_cell["peephole"] = of_all[10:]
+        elif cell.peephole is not None:
+            of_cell["peephole"] = _grad_of_peephole(before, new_c, grad_pre)
+    grad_cell = [of_cell.get(name) for name in Cell._fields]
+    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, *grad_cell
 
 
 def _grad_recurrent_weights(
@@ -269,14 +280,13 @@ def _grad_recurrent_weights(
     return torch.addmm(rest, h0.mT, dpre[:1].sum(0)).reshape(width, 4, hidden)
 
 
-def _grad_of_peephole(c0: Tensor, c: Tensor, grad_pre: Tensor, resets: Tensor | None, lengths: Tensor | None) -> Tensor:
-    """The sum over all steps and rows of c_{t-1} dpre_i, c_{t-1} dpre_f and c_t dpre_o, [3, H]."""
-    c_before = torch.cat([c0.unsqueeze(0), c])[:-1]
-    for skip in (resets, None if lengths is None else reference.ended(lengths, c.shape[0])):
-        if skip is not None:
-            c_before = c_before.masked_fill(skip.unsqueeze(-1), 0)
-    of_i_and_f = (grad_pre[:, :, :2] * c_before.unsqueeze(2)).sum((0, 1))
-    return torch.cat([of_i_and_f, (grad_pre[:, :, 3] * c).sum((0, 1)).unsqueeze(0)])
+def _grad_of_peephole(before: Tensor, new_c: Tensor, grad_pre: Tensor) -> Tensor:
+    """The sum over all steps and rows of c_{t-1} dpre_i, c_{t-1} dpre_f and c_t dpre_o, [3, H].
+
+    `before` is c_{t-1}, and `new_c` the c_t that o saw.
+    """
+    of_i_and_f = (grad_pre[:, :, :2] * before.unsqueeze(2)).sum((0, 1))
+    return torch.cat([of_i_and_f, (grad_pre[:, :, 3] * new_c).sum((0, 1)).unsqueeze(0)])
 
 
 def _grad_of_projection(weight_gradient: WeightGradient, cell: Cell, c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
@@ -298,22 +308,24 @@ def _saved(ctx: Any) -> tuple[Any, ...]:
 def _second_order(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
     """The vector-Jacobian product of the reference's backward pass, for the arguments that were given."""
     saved: Sequence[Tensor | None] = ctx.saved_tensors
-    given = [k for k, value in enumerate(saved) if value is not None and k not in _BACKWARD_MASKS]
+    first = len(saved) - len(TENSORS)
+    constant = {*_BACKWARD_MASKS, *(first + k for k, name in enumerate(TENSORS) if name not in DIFFERENTIABLE)}
+    given = [k for k, value in enumerate(saved) if value is not None and k not in constant]
 
     def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         arguments: list[Any] = list(saved)
         for k, value in zip(given, values, strict=True):
             arguments[k] = value
-        others, tensors = arguments[: -len(TENSORS)], arguments[-len(TENSORS) :]
-        w_hr = others.pop() if len(others) > len(_BACKWARD_ROWS_IN) else None
+        others, tensors = arguments[:first], arguments[first:]
+        w_hr = others.pop() if first > len(_BACKWARD_ROWS_IN) else None
         backward: ScanBackward = reference.scan_backward
         return backward(*others, w_hr=w_hr, cell=_with_tensors(ctx, tensors))
 
     with full_precision(grads[0]):
         products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))
     by_position = dict(zip(given, products, strict=True))
-    found = [by_position.get(k) for k in range(len(saved))]
-    return *found[: -len(TENSORS)], *_of_fields(found[-len(TENSORS) :])
+    of_cell = {name: by_position.get(first + k) for k, name in enumerate(TENSORS)}
+    return (*[by_position.get(k) for k in range(first)], *[of_cell.get(name) for name in Cell._fields])
 
 
 def map_rows(

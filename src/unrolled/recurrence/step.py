@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .cell import OF_C, OF_GATES, PLAIN, Cell
+from .cell import OF_C, OF_GATES, PLAIN, Cell, held
 
 
 class LayerWeights(NamedTuple):
@@ -99,6 +99,8 @@ class PlainStep:
             if k:
                 torch.addmm(bias, self._below(k), w_x, out=self._pre)
             h, c, cell = self.h[k], self.c[k], self._cells[k]
+            h_before = h.clone() if cell.zoneout_h else h
+            c_before = c.clone() if cell.zoneout_c else c
             self._pre.addmm_(h, w_h)
             if cell.norm is not None:
                 self._gates.copy_(cell.normed(self._gates, OF_GATES))
@@ -114,6 +116,11 @@ class PlainStep:
             cell.gate_(self._o)
             cell.squash(cell.normed(c, OF_C), self._squashed_c)
             torch.mul(self._o, self._squashed_c, out=h)
+            # In evaluation: nothing is drawn.
+            if cell.zoneout_h:
+                h.copy_(held(h, h_before, cell.zoneout_h))
+            if cell.zoneout_c:
+                c.copy_(held(c, c_before, cell.zoneout_c))
         top = self._below(len(self._layers))
         if self._projection is None:
             out.copy_(top)
