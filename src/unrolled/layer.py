@@ -262,7 +262,7 @@ class LSTMLayer(nn.Module):
         self._check_alone()
         state = self._initial(x, h0, c0, resets, lengths)
         x, lengths = recurrence.checked(x, lengths, self.input_dim)
-        arguments = (self.cell, x, state, self.initial_state(x.shape[0]), resets, lengths)
+        arguments = (self.cell, x, state, self.initial_state(x.shape[0]), (resets, lengths))
         sizes = (self.input_dim, self.hidden_dim)
         if self.recompute and torch.is_grad_enabled():
             # A cell may draw random numbers, and then has to draw them again.

@@ -127,16 +127,15 @@ def run(
     x: Tensor,
     state: State,
     start: State,
-    resets: Tensor | None,
-    lengths: Tensor | None,
+    masks: tuple[Tensor | None, Tensor | None],
     sizes: tuple[int, int],
 ) -> Steps:
     """Run `cell` over x [batch, time, ...]. `start` [batch, width]: what a row begins with behind a reset.
 
-    `x` and `lengths` are checked; `sizes`: the widths of x and of the output. Raises TypeError or ValueError for a cell
-    that returns something else than it should.
+    `masks`: resets and lengths, checked as x is; `sizes`: the widths of x and of the output. Raises TypeError or
+    ValueError for a cell that returns something else than it should.
     """
-    h, c = state
+    (h, c), (resets, lengths) = state, masks
     if lengths is not None:
         # A row without steps never reads its state.
         h, c = (value.masked_fill((lengths == 0).unsqueeze(-1), 0) for value in (h, c))
