@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from unrolled.samplers import Sampler, Sampling, exponentials, probabilities, uniforms
@@ -209,6 +209,8 @@ def test_what_has_no_chance_is_never_drawn(number, size):
     top_p=st.floats(0.01, 1),
     min_p=st.floats(0, 1),
 )
+# All tokens by top_k, the most probable of which are just short of top_p.
+@example(logits=[0, 52, 74], top_k=3, top_p=0.625, min_p=0.0)
 def test_truncation_is_what_sorting_everything_gives(logits, top_k, top_p, min_p):
     logits = np.array(logits) / 32
     found = probabilities(logits, Sampling(top_k=top_k, top_p=top_p, min_p=min_p))

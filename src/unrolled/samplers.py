@@ -162,7 +162,8 @@ def uniforms(seed: int, sample: int, drawn: int = 0) -> Callable[[], float]:
 def _most_probable(weights: Floats, top_k: int, top_p: float) -> tuple[Ids, Floats]:
     """Most probable first, of equals the lower id."""
     size = len(weights)
-    if 0 < top_k < size:
+    some = 0 < top_k < size
+    if some:
         least = np.partition(weights, size - top_k)[size - top_k]
     else:
         # All tokens below this make up less than half of what a nucleus leaves out: none needs to be sorted.
@@ -171,7 +172,7 @@ def _most_probable(weights: Floats, top_k: int, top_p: float) -> tuple[Ids, Floa
     ids = ids[(-weights[ids]).argsort(kind="stable")][: top_k or None]
     kept = weights[ids]
     if top_p < 1:
-        total = kept.sum() if top_k else weights.sum()
+        total = kept.sum() if some else weights.sum()
         before = kept.cumsum() - kept
         count = max(1, int((before < top_p * total).sum()))
         ids, kept = ids[:count], kept[:count]
