@@ -112,10 +112,26 @@ class TestCompiled:
             bench.compiled.check(task, ways)
 
     def test_a_slower_call_misses_the_promise(self, bench: SimpleNamespace) -> None:
-        times = dict(zip(self.TIMES, (bench.measure.Times(m, m, m) for m in (1.0, 1.02, 0.9)), strict=True))
-        assert bench.compiled.met(times)
-        assert bench.compiled.cells(times) == ["1.00 ms", "1.02 ms, 0.98x", "0.90 ms, 1.11x"]
-        assert not bench.compiled.met({**times, "compiled, static": bench.measure.Times(1.1, 1.1, 1.1)})
+        def times(*medians: float) -> dict[str, Any]:
+            turns = [[0.999 * each, each, 1.001 * each] * 5 for each in medians]
+            return dict(
+                zip(self.TIMES, (bench.measure.summary([t / 1e3 for t in each]) for each in turns), strict=True)
+            )
+
+        held = times(1.0, 1.02, 0.9)
+        assert bench.compiled.met(held)
+        assert bench.compiled.cells(held) == [
+            "1.00 ms",
+            "1.02 ms, 0.98x (0.98 to 0.98)",
+            "0.90 ms, 1.11x (1.11 to 1.11)",
+        ]
+        assert not bench.compiled.met(times(1.0, 1.1, 1.0))
+        assert not bench.compiled.met(times(1.0, 1.0, 1.1))
+
+    def test_what_is_slower_by_chance_does_not(self, bench: SimpleNamespace) -> None:
+        eager, compiled = [1.0] * 15, [0.99] * 5 + [1.05] * 10
+        times = [bench.measure.summary([t / 1e3 for t in each]) for each in (eager, compiled, eager)]
+        assert bench.compiled.met(dict(zip(self.TIMES, times, strict=True)))
 
     @pytest.mark.slow
     @inductor
