@@ -35,6 +35,7 @@ OF_THE_LAYERS = {
     "unrolled.recurrence.cpu",
     "unrolled.recurrence.edited",
     "unrolled.recurrence.kernels",
+    "unrolled.recurrence.masks",
     "unrolled.recurrence.memory",
     "unrolled.recurrence.native",
     "unrolled.recurrence.portable",
@@ -44,6 +45,7 @@ OF_THE_LAYERS = {
     "unrolled.recurrence.reference",
     "unrolled.recurrence.restarts",
     "unrolled.recurrence.seam",
+    "unrolled.recurrence.threefry",
     "unrolled.stack",
     "unrolled.state",
 }
