@@ -7,6 +7,7 @@ FRONT = "__init__"
 # Who may import whom. The front door's toolkit names are imported for type checkers alone, and lazily.
 ARROWS: dict[str, set[str]] = {
     "recurrence.threefry": set(),
+    "recurrence.structs": set(),
     "recurrence.cell": {"recurrence.threefry"},
     "recurrence.masks": {"recurrence.threefry", "recurrence.kernels", "recurrence.native"},
     "recurrence.reference": {"recurrence.cell"},
@@ -17,7 +18,13 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.precision": set(),
     "recurrence.calls": set(),
     "recurrence.memory": set(),
-    "recurrence.kernels": {"recurrence.native", "recurrence.memory", "recurrence.cell", "recurrence.threefry"},
+    "recurrence.kernels": {
+        "recurrence.native",
+        "recurrence.memory",
+        "recurrence.cell",
+        "recurrence.threefry",
+        "recurrence.structs",
+    },
     "recurrence.products": {"recurrence.kernels", "recurrence.seam", "recurrence.calls"},
     "recurrence.seam": {
         *("recurrence.reference", "recurrence.precision", "recurrence.calls", "recurrence.cell", "recurrence.masks"),

@@ -45,6 +45,7 @@ OF_THE_LAYERS = {
     "unrolled.recurrence.reference",
     "unrolled.recurrence.restarts",
     "unrolled.recurrence.seam",
+    "unrolled.recurrence.structs",
     "unrolled.recurrence.threefry",
     "unrolled.stack",
     "unrolled.state",

@@ -226,7 +226,7 @@ def test_a_row_of_a_product_has_the_same_bits_in_any_company_and_order() -> None
 
 
 def test_a_refusal_of_the_library_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "_run", lambda: kernels._Run(b"sse9", 1))
+    monkeypatch.setattr(kernels, "_run", lambda: kernels.Run(b"sse9", 1))
     with pytest.raises(
         RuntimeError, match="the native library refused a call: this processor, or this library, has no such"
     ):

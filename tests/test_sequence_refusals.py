@@ -28,7 +28,7 @@ class Call:
 
     def __init__(self, name: str) -> None:
         self.function = getattr(library(), f"unrolled_{name}")
-        self.run: Any = kernels._Run(None, 1)
+        self.run: Any = kernels.Run(None, 1)
         self.tensors = {}
         structure, sizes, inputs, outputs = CALLS[name]
         for field, size in inputs.items():
@@ -37,7 +37,7 @@ class Call:
         self.struct: Any = structure(**sizes)
         for field, tensor in (self.tensors | self.outputs).items():
             if field in ("grad_h", "grad_c", "grad_gates"):
-                gradient = kernels._Gradient(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
+                gradient = kernels.Gradient(tensor.data_ptr(), tensor.stride(0), tensor.stride(1))
                 setattr(self.struct, field, gradient)
             else:
                 setattr(self.struct, field, tensor.data_ptr())
@@ -57,13 +57,13 @@ SCRATCH = (32 * 1024,)
 SEQUENCE = {"steps": T, "rows": B, "hidden": H}
 CALLS: dict[str, tuple[Any, dict[str, int], dict[str, tuple[int, ...]], dict[str, tuple[int, ...]]]] = {
     "forward": (
-        kernels._Forward,
+        kernels.Forward,
         {**SEQUENCE, "keep_c": 1},
         {"pre": (T, B, 4, H), "w_h": (H, 4, H), "h0": (B, H), "c0": (B, H)},
         {"h": (T, B, H), "c": (T, B, H), "gates": (T, B, 4, H), "scratch": SCRATCH},
     ),
     "backward": (
-        kernels._Backward,
+        kernels.Backward,
         SEQUENCE,
         {
             "grad_h": (T, B, H),
@@ -77,13 +77,13 @@ CALLS: dict[str, tuple[Any, dict[str, int], dict[str, tuple[int, ...]], dict[str
         {"grad_pre": (T, B, 4, H), "grad_h0": (B, H), "grad_c0": (B, H), "scratch": SCRATCH},
     ),
     "product": (
-        kernels._Product,
+        kernels.Product,
         {"rows": N, "depth": K, "columns": M, "x_stride": K, "w_depth_stride": M, "w_column_stride": 1},
         {"x": (N, K), "w": (K, M), "bias": (M,)},
         {"out": (N, M), "scratch": SCRATCH},
     ),
     "weight_gradient": (
-        kernels._WeightGradient,
+        kernels.WeightGradient,
         {"rows": N, "depth": K, "columns": M, "x_stride": K, "grad_stride": M},
         {"x": (N, K), "grad": (N, M)},
         {"grad_w": (K, M), "grad_bias": (M,), "scratch": SCRATCH},
@@ -122,7 +122,7 @@ def put(field: str, value: Any) -> Callable[[Call], None]:
 
 
 def run_with(instruction_set: bytes | None, threads: int) -> Callable[[Call], None]:
-    return lambda call: setattr(call, "run", kernels._Run(instruction_set, threads))
+    return lambda call: setattr(call, "run", kernels.Run(instruction_set, threads))
 
 
 NEGATIVE = "steps, rows and hidden must not be negative"
@@ -149,8 +149,8 @@ ONE: dict[str, list[tuple[Callable[[Call], None], str]]] = {
     "backward": [
         *((put(field, -1), NEGATIVE) for field in SEQUENCE),
         (put("hidden", 2**24 + 1), "hidden is beyond 2^24"),
-        (put("grad_h", kernels._Gradient(8, -1, 1)), "a cotangent's strides must not be negative"),
-        (put("grad_gates", kernels._Gradient(8, 1, -1)), "a cotangent's strides must not be negative"),
+        (put("grad_h", kernels.Gradient(8, -1, 1)), "a cotangent's strides must not be negative"),
+        (put("grad_gates", kernels.Gradient(8, 1, -1)), "a cotangent's strides must not be negative"),
     ],
     "product": [
         *((put(field, -1), NEGATIVE_PRODUCT) for field in ("rows", "depth", "columns")),

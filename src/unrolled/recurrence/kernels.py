@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import c_char_p, c_float, c_int32, c_int64, c_uint32, c_void_p
+from ctypes import c_char_p, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -20,91 +20,11 @@ from torch import Tensor
 from . import native
 from .cell import PLAIN, TENSORS, Cell
 from .memory import LIMIT, Pool
+from .structs import Backward, CellStruct, Forward, Gradient, Product, RandomWords, Run, WeightGradient
 from .threefry import threshold
 
 # Scratch up to this size stays with its thread from call to call: fresh memory costs more than what is done in it.
 _KEPT = 64 * 2**20
-
-
-class _Run(ctypes.Structure):
-    _fields_ = [("instruction_set", c_char_p), ("threads", c_int64)]
-
-
-class _Gradient(ctypes.Structure):
-    _fields_ = [("data", c_void_p), ("time_stride", c_int64), ("row_stride", c_int64)]
-
-
-def _pointers(*names: str) -> list[tuple[str, type]]:
-    return [(name, c_void_p) for name in names]
-
-
-class CellStruct(ctypes.Structure):
-    _fields_ = [
-        ("peephole", c_void_p),
-        ("clip", c_float),
-        ("hard_gates", c_int32),
-        ("relu", c_int32),
-        ("norm", c_void_p),
-        ("keys", c_void_p),
-        *((name, c_float) for name in ("zoneout_h", "zoneout_c", "dropout", "scale")),
-        *((name, c_uint32) for name in ("held_h", "held_c", "dropped_g", "first")),
-    ]
-
-
-class _Forward(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("steps", "rows", "hidden")),
-        *_pointers("pre", "w_h", "h0", "c0", "resets", "lengths", "h", "c", "gates", "scratch"),
-        ("scratch_floats", c_int64),
-        ("keep_c", c_int32),
-        ("packed", c_int32),
-        ("cell", CellStruct),
-        *_pointers("sums", "h_mask", "h_in"),
-    ]
-
-
-class _Backward(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("steps", "rows", "hidden")),
-        *((name, _Gradient) for name in ("grad_h", "grad_c", "grad_gates")),
-        *_pointers("w_h", "c", "gates", "c0", "resets", "lengths", "grad_pre", "grad_h0", "grad_c0", "scratch"),
-        ("scratch_floats", c_int64),
-        ("cell", CellStruct),
-        *_pointers("grad_norm", "h_mask"),
-    ]
-
-
-class _RandomWords(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("first", "steps", "rows", "units")),
-        *_pointers("keys", "words"),
-    ]
-
-
-class _Product(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("rows", "depth", "columns")),
-        ("x", c_void_p),
-        ("x_stride", c_int64),
-        ("w", c_void_p),
-        ("w_depth_stride", c_int64),
-        ("w_column_stride", c_int64),
-        *_pointers("bias", "out", "scratch"),
-        ("scratch_floats", c_int64),
-        ("packed", c_int32),
-    ]
-
-
-class _WeightGradient(ctypes.Structure):
-    _fields_ = [
-        *((name, c_int64) for name in ("rows", "depth", "columns")),
-        *_pointers("x", "grad"),
-        ("x_stride", c_int64),
-        ("grad_stride", c_int64),
-        *_pointers("grad_w", "grad_bias", "scratch"),
-        ("scratch_floats", c_int64),
-        ("skip", c_void_p),
-    ]
 
 
 _forced: bytes | None = None
@@ -165,7 +85,7 @@ def forward(
     if cell.h_mask is not None:
         h_in = kept("h_in", 2 * rows * hidden)[: 2 * rows * hidden]
         torch.mul(h0, cell.h_mask, out=h_in[: rows * hidden].view(rows, hidden))
-    call = _Forward(
+    call = Forward(
         *(steps, rows, hidden),
         *_addresses(pre, w_h, h0, c0, resets, lengths, h, c, gates, scratch),
         *(scratch.numel(), keep_c, packed, cell_struct(cell, rows, hidden)),
@@ -200,7 +120,7 @@ def backward(
     _expect(c, (steps, rows, hidden))
     _expect(c0, (rows, hidden))
     _expect(gates, (steps, rows, cell.planes, hidden))
-    call = _Backward(
+    call = Backward(
         *(steps, rows, hidden),
         *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
         *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
@@ -216,7 +136,7 @@ def random_words(keys: Tensor, first: int, steps: int, units: int) -> Tensor:
         raise ValueError(f"keys are {list(keys.shape)} {keys.dtype} on {keys.device}, expected int64 [rows] on the CPU")
     keys = keys.contiguous()
     words = torch.empty(2, steps, len(keys), units, dtype=torch.int32)
-    call = _RandomWords(first, steps, len(keys), units, *_addresses(keys, words))
+    call = RandomWords(first, steps, len(keys), units, *_addresses(keys, words))
     _check(_library().unrolled_random_words(ctypes.byref(_run()), ctypes.byref(call)))
     return words
 
@@ -241,7 +161,7 @@ def product(
     _expect(out, (rows, columns))
     if w.shape[0] != depth or (bias is not None and bias.shape != (columns,)):
         raise ValueError(f"x {list(x.shape)}, w {list(w.shape)} and bias do not fit together")
-    call = _Product(
+    call = Product(
         *(rows, depth, columns, x.data_ptr(), x.stride(0), w.data_ptr(), w.stride(0), w.stride(1)),
         *_addresses(bias, out, scratch),
         *(scratch.numel(), packed),
@@ -267,7 +187,7 @@ def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None = None) -> tupl
     grad_w, grad_bias = empty((depth, columns)), empty((columns,))
     run = _run()
     scratch = kept("weight_gradient", _library().unrolled_weight_gradient_scratch(run.threads))
-    call = _WeightGradient(
+    call = WeightGradient(
         *(rows, depth, columns, x.data_ptr(), grad.data_ptr(), x.stride(0), grad.stride(0)),
         *_addresses(grad_w, grad_bias, scratch),
         *(scratch.numel(), *_addresses(skip)),
@@ -368,8 +288,8 @@ def _parallel_for() -> c_void_p | None:
     return None
 
 
-def _run() -> _Run:
-    return _Run(_forced, torch.get_num_threads())
+def _run() -> Run:
+    return Run(_forced, torch.get_num_threads())
 
 
 def _check(wrong: bytes | None) -> None:
@@ -414,8 +334,8 @@ def _rows_apart(grad: Tensor | None, shape: tuple[int, ...]) -> Tensor | None:
     return grad if grad.stride(2) == 1 else grad.contiguous()
 
 
-def _gradient(grad: Tensor | None) -> _Gradient:
-    return _Gradient(None, 0, 0) if grad is None else _Gradient(grad.data_ptr(), grad.stride(0), grad.stride(1))
+def _gradient(grad: Tensor | None) -> Gradient:
+    return Gradient(None, 0, 0) if grad is None else Gradient(grad.data_ptr(), grad.stride(0), grad.stride(1))
 
 
 def _addresses(*tensors: Tensor | None) -> tuple[int | None, ...]:
