@@ -163,11 +163,8 @@ def _most_probable(weights: Floats, top_k: int, top_p: float) -> tuple[Ids, Floa
     """Most probable first, of equals the lower id."""
     size = len(weights)
     some = 0 < top_k < size
-    if some:
-        least = np.partition(weights, size - top_k)[size - top_k]
-    else:
-        # All tokens below this make up less than half of what a nucleus leaves out: none needs to be sorted.
-        least = (1 - top_p) / 2 / size * weights.sum()
+    # Where all are taken, those below make up less than half of what a nucleus leaves out: none needs to be sorted.
+    least = np.partition(weights, size - top_k)[size - top_k] if some else (1 - top_p) / 2 / size * weights.sum()
     ids: Ids = np.flatnonzero(weights >= least)
     ids = ids[(-weights[ids]).argsort(kind="stable")][: top_k or None]
     kept = weights[ids]
