@@ -167,9 +167,9 @@ struct BackwardStep {
         const NormGradient gradient{call.grad_norm + row * (options.peephole() ? 13 : 10) * hidden, hidden};
         const float size = static_cast<float>(hidden);
 
-        const auto of_c = moments<1>(hidden, [&](int, int64_t unit) { return c + unit; });
+        const auto of_c = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return c + unit; });
         RowSums<2> along_c;
-        for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) {
+        for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
             const Vector standard = of_c.standard(0, load_some(c + unit, count));
             const Vector squashed_c = options.squashed(options.normed(4, unit, standard));
             const Vector o = load_some(own + 3 * hidden + unit, count);
@@ -182,9 +182,10 @@ struct BackwardStep {
         });
         const Along<1> back_to_c(along_c, size);
 
-        const auto of_gates = moments<4>(hidden, [&](int gate, int64_t unit) { return sums + gate * hidden + unit; });
+        const RowOfSums row_of_sums{sums, hidden, 1};
+        const auto of_gates = moments<4>(hidden, row_of_sums);
         RowSums<8> along;
-        for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) {
+        for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
             const Vector c_now = load_some(c + unit, count);
             const Vector seen = load_some(through + unit, count) * options.gain_at(4, unit);
             const Vector dc = back_to_c.through(0, seen, of_c.standard(0, c_now), of_c.factor[0]);
@@ -200,7 +201,7 @@ struct BackwardStep {
             if (options.peephole()) gradient.add_peephole(unit, count, found.pre, found.c_before, c_now);
         });
         const Along<4> back(along, size);
-        for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
+        for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
 #pragma GCC unroll 4
             for (int gate = 0; gate < 4; ++gate) {
                 const int64_t k = gate * hidden + unit;

@@ -31,13 +31,21 @@ struct RowSums {
         part[kCount / 2 + which][v] = fma(grad, standard, part[kCount / 2 + which][v]);
     }
 
-    UNROLLED_INLINE float total(int which) const {
-        float lanes[kRowLanes];
-        for (int v = 0; v < kRowVectors; ++v) store(lanes + v * kLanes, part[which][v]);
-        for (int width = kRowLanes / 2; width > 0; width /= 2) {
-            for (int lane = 0; lane < width; ++lane) lanes[lane] += lanes[lane + width];
+    // All of them, side by side: one after the other they would wait for themselves.
+    UNROLLED_INLINE void totals(float (&result)[kCount]) const {
+        float four[kCount][4];
+#pragma GCC unroll 8
+        for (int k = 0; k < kCount; ++k) {
+            Vector sum[kRowVectors];
+#pragma GCC unroll 4
+            for (int v = 0; v < kRowVectors; ++v) sum[v] = part[k][v];
+            for (int width = kRowVectors / 2; width > 0; width /= 2) {
+                for (int v = 0; v < width; ++v) sum[v] = sum[v] + sum[v + width];
+            }
+            store_four(four[k], sum[0]);
         }
-        return lanes[0];
+#pragma GCC unroll 8
+        for (int k = 0; k < kCount; ++k) result[k] = (four[k][0] + four[k][2]) + (four[k][1] + four[k][3]);
     }
 };
 
@@ -69,19 +77,22 @@ UNROLLED_INLINE Moments<kCount> moments(int64_t hidden, const At& at) {
     Moments<kCount> result;
     const float size = static_cast<float>(hidden);
     RowSums<kCount> sum, square;
-    for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) {
+    for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
 #pragma GCC unroll 8
         for (int k = 0; k < kCount; ++k) sum.part[k][v] = sum.part[k][v] + load_some(at(k, unit), count);
     });
-    for (int k = 0; k < kCount; ++k) result.mean[k] = sum.total(k) / size;
-    for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) {
+    float totals[kCount];
+    sum.totals(totals);
+    for (int k = 0; k < kCount; ++k) result.mean[k] = totals[k] / size;
+    for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
 #pragma GCC unroll 8
         for (int k = 0; k < kCount; ++k) {
             const Vector centred = keep(load_some(at(k, unit), count) - broadcast(result.mean[k]), count);
             square.part[k][v] = fma(centred, centred, square.part[k][v]);
         }
     });
-    for (int k = 0; k < kCount; ++k) result.factor[k] = 1.0f / std::sqrt(square.total(k) / size + kEpsilon);
+    square.totals(totals);
+    for (int k = 0; k < kCount; ++k) result.factor[k] = 1.0f / std::sqrt(totals[k] / size + kEpsilon);
     return result;
 }
 
@@ -90,7 +101,7 @@ struct RowOfSums {
     const float* first;
     int64_t gate_stride, unit_stride;
 
-    UNROLLED_INLINE const float* at(int gate, int64_t unit) const {
+    UNROLLED_INLINE const float* operator()(int gate, int64_t unit) const {
         return first + gate * gate_stride + unit * unit_stride;
     }
 };
@@ -99,12 +110,12 @@ struct RowOfSums {
 inline UNROLLED_NOINLINE void normed_cell(const Options<false>& options, RowOfSums sums, const float* c_before,
                                           float* c, float* h, float* gates) {
     const int64_t hidden = options.hidden;
-    const auto of_gates = moments<4>(hidden, [&](int gate, int64_t unit) { return sums.at(gate, unit); });
-    for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
+    const auto of_gates = moments<4>(hidden, sums);
+    for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
         Vector pre[4];
 #pragma GCC unroll 4
         for (int gate = 0; gate < 4; ++gate) {
-            const Vector standard = of_gates.standard(gate, load_some(sums.at(gate, unit), count));
+            const Vector standard = of_gates.standard(gate, load_some(sums(gate, unit), count));
             pre[gate] = options.normed(gate, unit, standard);
         }
         const Gates next = next_gates(pre, load_some(c_before + unit, count), options, unit, no_masks());
@@ -118,8 +129,8 @@ inline UNROLLED_NOINLINE void normed_cell(const Options<false>& options, RowOfSu
         // h waits for all of c: meanwhile o is in its place.
         store_some(h + unit, next.o, count);
     });
-    const auto of_c = moments<1>(hidden, [&](int, int64_t unit) { return c + unit; });
-    for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
+    const auto of_c = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return c + unit; });
+    for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
         const Vector seen = options.normed(4, unit, of_c.standard(0, load_some(c + unit, count)));
         store_some(h + unit, load_some(h + unit, count) * options.squashed(seen), count);
     });
@@ -132,9 +143,11 @@ struct Along {
     float mean[kCount], standard[kCount];
 
     Along(const RowSums<2 * kCount>& sums, float size) {
+        float totals[2 * kCount];
+        sums.totals(totals);
         for (int k = 0; k < kCount; ++k) {
-            mean[k] = sums.total(k) / size;
-            standard[k] = sums.total(kCount + k) / size;
+            mean[k] = totals[k] / size;
+            standard[k] = totals[kCount + k] / size;
         }
     }
 

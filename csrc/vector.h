@@ -16,9 +16,11 @@
 #if defined(_MSC_VER)
 #define UNROLLED_INLINE __forceinline
 #define UNROLLED_NOINLINE __declspec(noinline)
+#define UNROLLED_INLINE_LAMBDA
 #else
 #define UNROLLED_INLINE inline __attribute__((always_inline))
 #define UNROLLED_NOINLINE __attribute__((noinline))
+#define UNROLLED_INLINE_LAMBDA __attribute__((always_inline))
 #endif
 
 namespace unrolled {
@@ -50,6 +52,11 @@ UNROLLED_INLINE Vector load(const float* from, int count) { return {_mm512_maskz
 UNROLLED_INLINE void store(float* to, Vector x, int count) { _mm512_mask_storeu_ps(to, first(count), x.value); }
 // The first `count` lanes, the others 0.
 UNROLLED_INLINE Vector first_lanes(Vector x, int count) { return {_mm512_maskz_mov_ps(first(count), x.value)}; }
+// The lanes added up by halves, until four are left.
+UNROLLED_INLINE void store_four(float* to, Vector x) {
+    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x.value), _mm512_extractf32x8_ps(x.value, 1));
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
+}
 UNROLLED_INLINE Vector operator+(Vector a, Vector b) { return {_mm512_add_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector operator-(Vector a, Vector b) { return {_mm512_sub_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector operator*(Vector a, Vector b) { return {_mm512_mul_ps(a.value, b.value)}; }
@@ -111,6 +118,9 @@ UNROLLED_INLINE Vector load(const float* from, int count) { return {_mm256_maskl
 UNROLLED_INLINE void store(float* to, Vector x, int count) { _mm256_maskstore_ps(to, first(count), x.value); }
 UNROLLED_INLINE Vector first_lanes(Vector x, int count) {
     return {_mm256_and_ps(_mm256_castsi256_ps(first(count)), x.value)};
+}
+UNROLLED_INLINE void store_four(float* to, Vector x) {
+    _mm_storeu_ps(to, _mm_add_ps(_mm256_castps256_ps128(x.value), _mm256_extractf128_ps(x.value, 1)));
 }
 UNROLLED_INLINE Vector operator+(Vector a, Vector b) { return {_mm256_add_ps(a.value, b.value)}; }
 UNROLLED_INLINE Vector operator-(Vector a, Vector b) { return {_mm256_sub_ps(a.value, b.value)}; }
@@ -193,6 +203,7 @@ UNROLLED_INLINE void store(float* to, Vector x, int count) {
     for (int k = 0; k < count; ++k) to[k] = x.value[k];
 }
 UNROLLED_INLINE Vector first_lanes(Vector x, int count) { UNROLLED_LANES(k < count ? x.value[k] : 0.0f); }
+UNROLLED_INLINE void store_four(float* to, Vector x) { store(to, x); }
 UNROLLED_INLINE Vector operator+(Vector a, Vector b) { return {a.value + b.value}; }
 UNROLLED_INLINE Vector operator-(Vector a, Vector b) { return {a.value - b.value}; }
 UNROLLED_INLINE Vector operator*(Vector a, Vector b) { return {a.value * b.value}; }
