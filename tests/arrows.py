@@ -33,7 +33,7 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.cpu": {"recurrence.kernels", "recurrence.products", "recurrence.seam", "recurrence.cell"},
     "recurrence.edited": {"recurrence.cell"},
     "recurrence.step": {"recurrence.cell"},
-    "recurrence.native_step": {"recurrence.step", "recurrence.kernels"},
+    "recurrence.native_step": {"recurrence.step", "recurrence.kernels", "recurrence.structs"},
     "recurrence": {
         *("recurrence.reference", "recurrence.portable", "recurrence.cpu", "recurrence.products"),
         *("recurrence.choose", "recurrence.ranges", "recurrence.precision", "recurrence.cell"),

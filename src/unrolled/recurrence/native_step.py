@@ -13,6 +13,7 @@ from torch import Tensor
 
 from . import kernels
 from .step import StackWeights
+from .structs import CellStruct
 
 # In the order of enum UnrolledWeights.
 KINDS = ("float32", "bfloat16", "int8")
@@ -59,7 +60,7 @@ class NativeStep:
         self._turn = 0
         self.c = torch.zeros(layers, rows, self._hidden)
         structs = [kernels.cell_struct(cell, rows, self._hidden) for cell in weights.cells]
-        self._cells = (kernels.CellStruct * len(structs))(*structs) if structs else None
+        self._cells = (CellStruct * len(structs))(*structs) if structs else None
         # Whose addresses are in the structs.
         self._of_cells = weights.cells
         # Of whole vectors, where they wait for their normalisation.
