@@ -76,7 +76,8 @@ def run(
     for t in range(x.shape[1]):
         live = torch.ones(len(x), 1, dtype=torch.bool) if lengths is None else (t < lengths)[:, None]
         if resets is not None:
-            h, c = (torch.where(resets[:, t, None], zero, value) for value in (h, c))
+            start = p.get("h_init", zero), p.get("c_init", zero)
+            h, c = (torch.where(resets[:, t, None], s, value) for s, value in zip(start, (h, c), strict=True))
         i, g, o = pre("i", x[:, t], h), pre("g", x[:, t], h).tanh(), pre("o", x[:, t], h)
         i = (i + p.get("p_i", 0) * c).sigmoid()
         f = 1 - i if options.coupled else (pre("f", x[:, t], h) + p.get("p_f", 0) * c).sigmoid()

@@ -83,7 +83,11 @@ def test_with_a_projection_of_h(training: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
-@pytest.mark.parametrize("options", [*EACH[:4], {k: v for k, v in ALL.items() if k != "coupled"}], ids=named)
+@pytest.mark.parametrize(
+    "options",
+    [*EACH[:4], {k: v for k, v in ALL.items() if k != "coupled"}, {"zoneout": (0.2, 0.3), "learn_initial_state": True}],
+    ids=named,
+)
 def test_total_gradients(options: dict[str, Any], training: bool) -> None:
     layer, given = new_layer("auto" if training else "reference", **options).train(training), layer_inputs("reference")
     given = {name: value.detach().to(layer.W_xo.dtype).requires_grad_() for name, value in given.items()}
