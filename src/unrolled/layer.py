@@ -200,8 +200,7 @@ class LSTMLayer(nn.Module):
         if edit is not None:
             return self._edited(x, (h0, c0), (w_x, w_h, bias), resets, lengths, edit, options=options)
         scanned = recurrence.scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, **options)
-        recurrent, c_start = (w_h, options["w_hr"]), None if options["start"] is None else self.c_init
-        return LayerTrace.of(scanned, (h0, c0), recurrent, resets, lengths, options["cell"], c_start)
+        return LayerTrace.of(scanned, (h0, c0), (w_h, options["w_hr"]), resets, lengths, options["cell"])
 
     def _edited(
         self,

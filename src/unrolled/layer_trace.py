@@ -52,8 +52,6 @@ class LayerTrace:
     _lengths: Tensor | None
     _cell: Cell
     _c0: Tensor
-    # c [H] with which a row starts afresh; None is zeros.
-    _c_start: Tensor | None = None
     _compiled: bool = False
     # From the order in which steps and rows ran to that of the fields.
     _places: tuple[Callable[[Tensor], Tensor], ...] = ()
@@ -67,17 +65,12 @@ class LayerTrace:
         resets: Tensor | None,
         lengths: Tensor | None,
         cell: Cell = Cell(),  # noqa: B008 (a tuple)
-        c_start: Tensor | None = None,
     ) -> LayerTrace:
-        """Of what a scan gave, from its `initial` h and c and `recurrent` weights, W_h and W_hr.
-
-        `c_start` [H]: c of a row that starts afresh; None is zeros.
-        """
+        """Of what a scan gave, from its `initial` h and c and `recurrent` weights, W_h and W_hr."""
         i, f, g, o = scanned.gates.unbind(2)
         h0, c0 = initial
         last = recurrence.last_step(scanned.h, h0, lengths), recurrence.last_step(scanned.c, c0, lengths)
-        masks = resets, lengths
-        trace = LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, *recurrent, *masks, cell, c0, c_start)
+        trace = LayerTrace(scanned.h, scanned.c, i, f, g, o, last, scanned, *recurrent, resets, lengths, cell, c0)
         return replace(trace, _compiled=torch.compiler.is_compiling())
 
     def as_edited(self) -> LayerTrace:
@@ -169,7 +162,6 @@ def _totals(
         trace._lengths,
         trace._w_hr,
         trace._cell,
-        trace._c_start,
     )
     totals = LayerGradients(dh, dc, *dpre.unbind(2))
     for place in trace._places:

@@ -239,12 +239,10 @@ def total_gradients(
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
-    c_start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dL/dh_t, as h lies, dL/dc_t [B, T, H] and dL/dpre_t [B, T, 4, H], later steps included.
 
     `grad_h`, `grad_c` and `grad_gates` are the explicit gradients of what `scanned` has; `grad_pre` [T, B, 4, H].
-    `c_start` [H]: c of a row that starts afresh; None is zeros.
     """
     widths = scanned.h.shape[-1], scanned.c.shape[-1]
     with full_precision(w_h):
@@ -262,7 +260,6 @@ def total_gradients(
             w_hr,
             cell,
             cell.drawn(0, scanned.c.shape[1], widths, random_words),
-            c_start,
         )
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
 

@@ -194,22 +194,18 @@ def total_gradients(
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
     drawn: Drawn = _NOTHING,
-    c_start: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """dL/dh_t and dL/dc_t through every path, [T, B, H] each; with `w_hr`, dL/dh_t is [T, B, P].
 
     `grad_h`, `grad_c` and `grad_gates` are the explicit parts (the uses of h, c and the gates outside the recurrence),
     `grad_pre` [T, B, 4, H] the total gradient of the pre-activations, which `scan_backward` returns; `drawn` the masks
-    of all steps; `c_start` [H]: c of a row that starts afresh, None for zeros. Where c can be held, o and h do not see
-    the c_t of which this is the gradient.
+    of all steps. Where c can be held, o and h do not see the c_t of which this is the gradient.
     """
     steps = c.shape[0]
     dh = total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
     if lengths is not None:
         grad_c = _zero(grad_c, ended(lengths, steps))
     before = c_before(c, c0, resets, lengths)
-    if c_start is not None and resets is not None:
-        before = torch.where(resets.unsqueeze(-1), c_start, before)
     new, through = new_c(c, gates, before, cell, drawn), to_new(dh, drawn.held_h)
     i, f, g, o = gates.unbind(2)
     di, df, _, do = grad_gates.unbind(2)
