@@ -234,8 +234,8 @@ def test_a_trace_without_gradients_says_so(backend: str, how: str) -> None:
         trace.gradients(loss)
     if how.startswith("frozen"):
         # The way out that the message names.
-        assert "layer.b_i.requires_grad_()" in str(caught.value)
-        layer.b_i.requires_grad_()
+        assert "layer.W_xi.requires_grad_()" in str(caught.value)
+        layer.W_xi.requires_grad_()
         trace = layer.trace(x)
         assert trace.gradients(trace.h.sum()).i.any()
 

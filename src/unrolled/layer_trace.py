@@ -125,7 +125,7 @@ def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradient
         raise RuntimeError(
             "this trace was taken without gradients: under torch.no_grad(), or with an input, input weights and biases "
             "none of which requires them; take it outside torch.no_grad(), and with frozen weights write "
-            "layer.b_i.requires_grad_() before it"
+            "layer.W_xi.requires_grad_() before it"
         )
     if loss.numel() != 1:
         raise ValueError(f"loss is {list(loss.shape)}, expected a scalar: loss.sum() or loss.mean()")
