@@ -276,7 +276,8 @@ def test_every_field_of_the_configuration_is_a_flag(call):
     help_text = call("train", "--help")[1]
     flags = set(re.findall(r"--([a-z-]+)", help_text))
     fields = {field.name.replace("_", "-") for field in dataclasses.fields(TrainConfig)}
-    assert flags == fields - {"files"} | {"config"}
+    # A layer has biases unless it is told otherwise; every other switch is off.
+    assert flags == fields - {"files"} | {"config", "no-bias"}
 
 
 def test_no_flags_are_the_defaults(configured, text_file):

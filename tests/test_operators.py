@@ -38,6 +38,7 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "states": states,
     "product": lambda: (drawn(5, 3).requires_grad_(), drawn(3, 8).requires_grad_(), drawn(8).requires_grad_(), False),
     "weight_gradient": lambda: (drawn(5, 3), drawn(5, 8), torch.arange(5) > 2, True),
+    "random_words": lambda: (torch.arange(3) << 40, 2, 4, 5),
     "checked_range": lambda: (torch.arange(6).reshape(2, 3), 0, 5, "ids"),
 }
 NATIVE = {"cpu", "cpu_backward", "states", "product", "weight_gradient"}
