@@ -56,15 +56,18 @@ def backward_arguments(shape: Shape, dtype: torch.dtype, given: tuple[int, ...])
     return (*some, w_h, c.requires_grad_(), gates.requires_grad_(), c0, resets, lengths)
 
 
-# The operators as torch's own checks see them: schema, fake tensors, autograd registration, dynamic shapes
+# The operators as torch's own checks see them: schema, fake tensors, autograd registration, dynamic shapes. One call of
+# each operator is checked in `test_operators.py`.
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda s: s.name)
 @kernels
 def test_opcheck_of_the_scan(kernel: str, shape: Shape) -> None:
     torch.library.opcheck(operator(kernel), arguments(shape, dtype_of(kernel)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shape", [Shape(3, 3, 2, 4, ("resets", "lengths"), proj=2), Shape(3, 0, 2, 4, proj=5), Shape(0, 5, 2, 4, proj=2)]
 )
@@ -79,6 +82,7 @@ def test_opcheck_of_a_projected_scan_and_its_backward(shape: Shape) -> None:
     torch.library.opcheck(operator("portable", "_backward"), values)
 
 
+@pytest.mark.slow
 @kernels
 def test_opcheck_of_the_scan_on_strided_memory(kernel: str) -> None:
     values = arguments(SHAPES[3], dtype_of(kernel), spread=True)
@@ -86,6 +90,7 @@ def test_opcheck_of_the_scan_on_strided_memory(kernel: str) -> None:
     torch.library.opcheck(operator(kernel), values)
 
 
+@pytest.mark.slow
 @kernels
 def test_opcheck_of_the_scan_in_float32_and_without_gradients(kernel: str) -> None:
     values = arguments(SHAPES[3], F32)
@@ -100,12 +105,14 @@ BACKWARD = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("shape", "given"), BACKWARD, ids=lambda v: v.name if isinstance(v, Shape) else str(v))
 @kernels
 def test_opcheck_of_the_backward_scan(kernel: str, shape: Shape, given: tuple[int, ...]) -> None:
     torch.library.opcheck(operator(kernel, "_backward"), backward_arguments(shape, dtype_of(kernel), given))
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("kind", ["floats", "ids"])
@@ -118,6 +125,7 @@ def test_opcheck_of_the_states_without_gradients(shape: Shape, kind: str, strict
     torch.library.opcheck(torch.ops.unrolled.states.default, (x, w_x, w_h, bias, h0, c0, *masks, strict))
 
 
+@pytest.mark.slow
 @needs_library
 @pytest.mark.parametrize("strict", [False, True])
 @pytest.mark.parametrize("biased", [False, True])

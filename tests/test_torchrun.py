@@ -120,6 +120,7 @@ def processes_of(parent: int) -> dict[int, int]:
     return ranks
 
 
+@pytest.mark.slow
 def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     """One that did could abort the process as it ends."""
     (tmp_path / "leave.py").write_text(
@@ -136,6 +137,7 @@ def test_no_thread_of_the_group_outlives_it(tmp_path: Path) -> None:
     assert process.returncode == 0, process.stderr
 
 
+@pytest.mark.slow
 def test_an_error_of_all_ranks_is_said_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     settings(tmp_path, monkeypatch)
     process = torchrun(tmp_path, *TRAIN, "--lanes", "5")
