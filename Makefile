@@ -11,7 +11,7 @@ ifneq "$(shell test -x $(python) && cat $(ready) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(ready)
 endif
 
-.PHONY: help train test test-slow check bench native sanitize clean
+.PHONY: help train test test-slow check docs notebooks tutorials bench native sanitize clean
 
 help:
 	@echo 'make train      train a small model on text that Python brings along, about two minutes'
@@ -19,6 +19,9 @@ help:
 	@echo 'make test       the tests                        ARGS="-k resets": some of them, "-n 0": in one process'
 	@echo 'make test-slow  the tests that take minutes'
 	@echo 'make check      lint, format, types, layering, the code blocks of the docs'
+	@echo 'make docs       the documentation as a site, build/docs/html; it runs the tutorials, a few minutes'
+	@echo 'make notebooks  docs/tutorials/*.ipynb, from the .py files beside them'
+	@echo 'make tutorials  every tutorial, and whether its exercises can be solved'
 	@echo 'make bench      the benchmarks                   ARGS="import_time": one of them'
 	@echo 'make native     rebuild the C++ kernels alone, with the CMake on the PATH; "make test" does so by pip'
 	@echo 'make sanitize   the C++ kernels with every access to memory, every overflow and every race reported'
@@ -40,6 +43,15 @@ check: $(ready)
 	$(python) -m ruff format --check
 	$(python) -m mypy
 	$(python) -m pytest -q tests/test_layering.py tests/test_docs.py
+
+docs: $(ready)
+	@$(python) docs/website/build.py
+
+notebooks: $(ready)
+	@$(python) docs/website/notebooks.py
+
+tutorials: $(ready)
+	$(python) -m pytest -m "slow or not slow" tests/test_tutorials.py $(ARGS)
 
 bench: $(ready)
 	@$(python) benchmarks/run.py $(ARGS)
