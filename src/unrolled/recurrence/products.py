@@ -1,8 +1,8 @@
 """The large products around a recurrence, by MKL or by the native library, into memory that is taken again.
 
 The library's own sum each output in one fixed order, whatever rows it is computed with; and on x86 processors that MKL
-was not made for they are also the faster ones. Under `torch.func` only strict mode takes them. Compiled graphs take them
-as eager calls do: inductor would allocate every result anew, and has the bias written before the product.
+was not made for they are also the faster ones. Under `torch.func` only strict mode takes them. Compiled graphs take
+them as eager calls do: inductor would allocate every result anew, and have the bias written before the product.
 """
 
 from __future__ import annotations
@@ -181,8 +181,6 @@ torch.library.register_fake(
     ),
     lib=_LIBRARY,
 )
-torch.library.register_autograd(
-    "unrolled::product", _backward, setup_context=_Product.setup_context, lib=_LIBRARY
-)
+torch.library.register_autograd("unrolled::product", _backward, setup_context=_Product.setup_context, lib=_LIBRARY)
 torch.library.register_vmap("unrolled::product", _map_product, lib=_LIBRARY)
 torch.library.register_vmap("unrolled::weight_gradient", _map_weight_gradient, lib=_LIBRARY)
