@@ -5,25 +5,37 @@ from __future__ import annotations
 import re
 from typing import Any
 
-# Code between backticks stays as it is; the rest is searched.
+# What stands between backticks stays as it is.
 _CODE = re.compile(r"(``.*?``|`[^`]*`)", re.DOTALL)
-_BAR = re.compile(r"\|")
-_FENCE = re.compile(r"^(\s*)```(\w*)\s*$")
+# In reStructuredText a bar begins a substitution, a star an emphasis, and an underscore behind a word makes it a link.
+_ESCAPED = re.compile(r"\||(?<!\*)\*(?!\*)|(?<=\w)_(?!\w)")
+_ITEM = "- "
 
 
 def as_rst(lines: list[str]) -> list[str]:
-    """A docstring's lines with bars and trailing underscores escaped, and a blank line before every list."""
+    """A docstring's lines: its text with nothing in it that means something else, and a blank line before each list."""
     pieces = _CODE.split("\n".join(lines))
     for k in range(0, len(pieces), 2):
-        pieces[k] = re.sub(r"(?<=\w)_(?!\w)", r"\\_", _BAR.sub(r"\\|", pieces[k]))
-        pieces[k] = re.sub(r"(?<!\*)\*(?!\*)", r"\\*", pieces[k])
+        text = _ESCAPED.sub(lambda found: f"\\{found[0]}", pieces[k])
+        # `Name`s: code ends only before something that is no letter.
+        pieces[k] = f"\\ {text}" if k and text[:1].isalnum() else text
     result: list[str] = []
     for line in "".join(pieces).split("\n"):
-        begins = line.lstrip().startswith("- ")
-        if begins and result and result[-1].strip() and not result[-1].lstrip().startswith(("- ", "  ")):
+        before = result[-1].lstrip() if result else ""
+        if line.lstrip().startswith(_ITEM) and before and not before.startswith(_ITEM) and not _continues(result):
             result.append("")
         result.append(line)
     return result
+
+
+def _continues(lines: list[str]) -> bool:
+    """Whether the last line belongs to a list item above it."""
+    for line in reversed(lines):
+        if not line.strip():
+            return False
+        if line.lstrip().startswith(_ITEM):
+            return True
+    return False
 
 
 def process(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

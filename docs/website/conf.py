@@ -22,6 +22,7 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 python_maximum_signature_line_length = 88
 # In docstrings, as in Markdown, what stands between single backticks is code.
 default_role = "literal"
+smartquotes = False  # two hyphens are the beginning of a flag
 add_module_names = False
 
 html_theme = "furo"
