@@ -35,8 +35,9 @@ train: $(ready)
 test: $(ready)
 	$(python) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
 
+# Whole files to a process: some share a build, or what they have compiled.
 test-slow: $(peers)
-	$(python) -m pytest -m slow $(ARGS)
+	$(python) -m pytest -m slow -n auto --maxprocesses 8 --dist loadfile $(ARGS)
 
 check: $(ready)
 	$(python) -m ruff check
