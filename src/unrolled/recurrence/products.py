@@ -110,8 +110,8 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if for_x:
         grad_x = below_autograd(torch.ops.unrolled.product.default, grad, w.mT, None, False)
     if for_w or for_bias:
-        grad_w, grad_bias = torch.ops.unrolled.weight_gradient.default(x, grad, None, True)
-    return grad_x, grad_w, grad_bias, None
+        grad_w, grad_bias = torch.ops.unrolled.weight_gradient.default(x, grad, None, for_bias)
+    return grad_x, grad_w, grad_bias if for_bias else None, None
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
