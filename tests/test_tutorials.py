@@ -17,7 +17,7 @@ from test_docs import ROOT, anchors, links, offline
 FOLDER = ROOT / "docs/tutorials"
 SOURCES = sorted(FOLDER.glob("*.py"))
 # Of a few seconds each, so that every run of the tests has them; those that train for longer are in the slow suite.
-QUICK = ("01-equations", "02-stack", "03-state", "05-resets")
+QUICK = ("01-equations", "02-stack", "03-state")
 NEEDS = {"06-out-of-the-notebook": ("onnx", "onnxruntime")}
 
 __all__ = ["offline"]

@@ -436,4 +436,4 @@ assert marks[:, 0].all(), "each row's first step begins a document: a state that
 print("right")
 
 # %% [markdown]
-# Next: [what a network remembers](../look-inside.md).
+# Next: [train on your own text and look inside](04-look-inside.ipynb).
