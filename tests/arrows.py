@@ -42,8 +42,9 @@ ARROWS: dict[str, set[str]] = {
     "state": set(),
     "arguments": {"state"},
     "reversal": set(),
-    "layer_trace": {"recurrence", "reversal"},
-    "own_cell": {"recurrence", "arguments", "reversal"},
+    "trace_html": set(),
+    "layer_trace": {"recurrence", "reversal", "trace_html"},
+    "own_cell": {"recurrence", "arguments", "reversal", "trace_html"},
     "directions": {"layer_trace", "own_cell", "recurrence", "reversal", "state"},
     "cell_options": set(),
     "edits": set(),
@@ -51,8 +52,9 @@ ARROWS: dict[str, set[str]] = {
     "stack": {
         *("layer", "layer_trace", "own_cell", "directions", "recurrence", "arguments", "state", "cell_options"),
         "edits",
+        "trace_html",
     },
-    "drop_in": {"layer_trace", "directions", "recurrence", "arguments"},
+    "drop_in": {"layer_trace", "directions", "recurrence", "arguments", "trace_html"},
     "interop": {"layer", "stack", "drop_in", "cell_options", "own_cell"},
     "gate_arrays": {"layer", "stack", "interop"},
     "keras_weights": {"gate_arrays", "layer", "stack"},
@@ -90,9 +92,22 @@ ARROWS: dict[str, set[str]] = {
     "inspection_report": {
         *("ablation", "convergence", "evaluate", "inspection", "reach", "relations", "score_table", "unit_statistics"),
     },
+    "page_data": {
+        *("corpus", "evaluate", "inspection", "model", "relations", "stretches", "text_features", "tokens"),
+        "unit_statistics",
+    },
+    "page": {
+        *("corpus", "inspection", "manifest", "model", "page_data", "relations", "text_features", "tokens"),
+        "unit_statistics",
+    },
+    "figures": {"inspection", "manifest", "page_data", "reach", "unit_statistics"},
+    "live_session": {"edits", "evaluate", "model", "samplers", "state", "tokens", "unit_statistics"},
+    "live_server": {"live_session", "page", "tokens"},
+    "live_command": {"checkpoint", "live_server", "live_session"},
     "inspect_command": {
         *("ablation", "checkpoint", "convergence", "corpus", "evaluate", "inspection", "inspection_report", "machine"),
-        *("reach", "scoring", "ticker", "unit_statistics"),
+        *("reach", "scoring", "ticker", "unit_statistics", "figures", "manifest", "page", "page_data"),
+        "live_command",
     },
     "ablation": {"corpus", "evaluate", "excerpts", "layer", "loss", "model", "recurrence"},
     "dynamic": {"evaluate", "model", "state", "loss", "lanes", "corpus", "tokens"},
@@ -171,7 +186,7 @@ ARROWS[FRONT] = {
     *("bookmark", "drop_in", "dynamic", "ngram", "ranks", "state_layout", "onnx_export"),
     *("keras_weights", "flax_weights", "onnx_import"),
     *("edits", "stretches", "unit_statistics", "text_features", "relations", "inspection", "reach", "gradient_flow"),
-    *("ablation", "convergence"),
+    *("ablation", "convergence", "page_data", "page", "figures", "live_session"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}
@@ -183,6 +198,7 @@ FOREIGN: dict[str, set[str]] = {
     "bpe": {"tokenizers"},
     "weights": {"safetensors"},
     "curve": {"matplotlib"},
+    "figures": {"matplotlib"},
     "trace": {"rich"},
     "progress": {"rich"},
     "score_request": {"cyclopts"},

@@ -1,5 +1,6 @@
 import json
 import math
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -128,3 +129,51 @@ def test_a_model_of_unknown_text_says_how_to_name_one(call, tmp_path):
     code, _, err = call(tmp_path / "m")
     assert code == 1
     assert f"name a text: unrolled inspect {tmp_path / 'm'} --file FILE" in err
+
+
+def test_a_page_and_figures_are_written_beside_the_tables(trained, call, tmp_path):
+    page, figures = tmp_path / "page.html", tmp_path / "figures"
+    code, out, _ = call(trained, "--page", page, "--png", figures, "--page-tokens", "90", "--tokens", "400")
+    assert code == 0
+    assert "bar above it" in " ".join(out.split())
+    assert f"written: {page}, " in out
+    html = page.read_text(encoding="utf-8")
+    assert "<title>run reads validation text</title>" in html
+    assert "The first 90 are shown, with all units of each layer." in html
+    names = ["gates.png", "gradient-flow.png", "memory.png", "saturation.png"]
+    assert sorted(path.name for path in figures.iterdir()) == names
+    assert all(f"written: {figures / name}, " in out for name in names)
+
+
+def test_with_json_what_was_written_is_said_elsewhere(trained, call, tmp_path):
+    code, out, err = call(trained, "--text", "12 goose, 13 fox", "--page", tmp_path / "p.html", "--json", "--all-units")
+    assert code == 0
+    assert json.loads(out)["tokens"] == 16
+    assert f"written: {tmp_path / 'p.html'}" in err
+
+
+def test_a_sentence_has_figures_too(trained, call, tmp_path):
+    code, _, _ = call(trained, "--text", "12 goose, 13 fox", "--png", tmp_path)
+    assert code == 0
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--page", "page.txt"), "--page page.txt is no .html file; name it so: --page page.html"),
+        (("--page", "no/page.html"), "--page no/page.html: there is no directory no; make it first"),
+        (("--all-units",), "--all-units is about the page; give it a name, too: --page page.html"),
+        (("--page", "p.html", "--page-tokens", "0"), "--page-tokens 0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_a_page_is_one_sentence(trained, call, flags, message):
+    code, out, err = call(trained, *flags)
+    assert (code, out, err) == (1, "", f"unrolled: {message}\n")
+
+
+def test_without_matplotlib_nothing_is_computed_for_figures(trained, call, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    code, out, err = call(trained, "--png", tmp_path / "figures")
+    assert (code, out, err) == (1, "", "unrolled: matplotlib is not installed: pip install 'unrolled[plots]'\n")
+    assert not (tmp_path / "figures").exists()

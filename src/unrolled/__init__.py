@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .edits import Clamp, Place
     from .evaluate import Bars, Counts, Evaluation, PositionCurve, Score, blocks, evaluate, positions, stateful
     from .events import Evaluated, Finished, Saved, SaveFailed, Started, StepDone
+    from .figures import FiguresError, write_figures
     from .flax_weights import from_flax, to_flax
     from .generate import Piece, Writing, generate
     from .gradient_flow import Flow, GradientFlow
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from .lanes import Lanes, Window
     from .layer import LSTMLayer
     from .layer_trace import LayerGradients, LayerTrace
+    from .live_session import LiveSession, LiveStep
     from .lock import LockedError
     from .loss import bits_per_byte, nats, perplexity
     from .model import LanguageModel, ModelConfig
@@ -42,6 +44,8 @@ if TYPE_CHECKING:
     from .onnx_export import ExportError, export_onnx
     from .onnx_import import from_onnx
     from .own_cell import OwnGradients, OwnTrace
+    from .page import write_page
+    from .page_data import PageData, PageLayer, Quantised, page_data
     from .ranks import RankError
     from .reach import Reach, reach
     from .recurrence import BackendUnavailable, Choice, backends
@@ -117,6 +121,10 @@ _MODULES = {
     "gradient_flow": ("GradientFlow", "Flow"),
     "ablation": ("ablate", "Ablation", "UnitCost"),
     "convergence": ("convergence", "Convergence"),
+    "page_data": ("page_data", "PageData", "PageLayer", "Quantised"),
+    "page": ("write_page",),
+    "figures": ("write_figures", "FiguresError"),
+    "live_session": ("LiveSession", "LiveStep"),
     "dynamic": ("dynamic", "gradient_rms", "tuned", "Dynamic"),
     "config": ("TrainConfig", "ConfigError"),
     "train": ("Trainer", "TrainingError", "Callback"),
@@ -212,6 +220,15 @@ __all__ = [
     "UnitCost",
     "convergence",
     "Convergence",
+    "write_page",
+    "page_data",
+    "PageData",
+    "PageLayer",
+    "Quantised",
+    "write_figures",
+    "FiguresError",
+    "LiveSession",
+    "LiveStep",
     "dynamic",
     "gradient_rms",
     "tuned",

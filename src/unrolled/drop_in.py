@@ -38,6 +38,11 @@ class LSTMTrace:
         """
         return gradients(self.layers, loss)
 
+    def _repr_html_(self) -> str:
+        from .trace_html import fragment
+
+        return fragment("LSTMTrace", self.layers)
+
 
 class LSTM(nn.RNNBase):
     """`torch.nn.LSTM` by its constructor, `forward`, errors, `state_dict` and initial draw; fused, and open.

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 # Read of a text, unless another number is given.
 TOKENS = 100_000
+# Of these, shown in a page.
+PAGE_TOKENS = 5000
+# Steps back in the figure of the gradient flow.
+WINDOW = 128
+_NOT_LIVE = ("file", "gates", "reach", "ablate", "convergence", "positions", "page", "png", "as_json")
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,18 @@ class InspectRequest:
     """Also how fast two states of different prefixes become one."""
     positions: bool = False
     """Also what a token costs by the length of the context."""
+    page: Path | None = None
+    """Also write a page to look into: one .html file that opens from disk."""
+    png: Path | None = None
+    """Also draw figures into this directory: gates over a sentence, saturation, memory lengths, gradient flow."""
+    all_units: bool = False
+    """Put every unit into the page, not the 64 most telling ones of each layer alone."""
+    page_tokens: int = PAGE_TOKENS
+    """Show so many of the first tokens in the page."""
+    live: bool = False
+    """Serve a page on this machine alone: type, and the gates move; hold units, zero layers, exchange states."""
+    port: int = 0
+    """Of the live page; a free one if not given."""
     top: int = 5
     """So many units in each table."""
     lanes: int | None = None
@@ -53,9 +70,24 @@ class InspectRequest:
     def __post_init__(self) -> None:
         if self.text is not None and self.file is not None:
             raise ValueError("--text and --file both say what to read; give one")
-        for name in ("tokens", "top"):
+        for name in ("tokens", "top", "page_tokens"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be at least 1")
+                raise ValueError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")
+        if self.page is not None and self.page.suffix not in (".html", ".htm"):
+            raise ValueError(f"--page {self.page} is no .html file; name it so: --page page.html")
+        if self.page is not None and not self.page.parent.is_dir():
+            raise ValueError(f"--page {self.page}: there is no directory {self.page.parent}; make it first")
+        if self.all_units and self.page is None:
+            raise ValueError("--all-units is about the page; give it a name, too: --page page.html")
+        if not 0 <= self.port < 2**16:
+            raise ValueError(f"--port {self.port} must be from 0 (a free one) to 65535")
+        given = [name for name in _NOT_LIVE if getattr(self, name) not in (None, False)]
+        if self.live and given:
+            raise ValueError(
+                f"--live takes --text, --seed, --threads and --port alone; leave --{given[0].removeprefix('as_')} out"
+            )
+        if self.port and not self.live:
+            raise ValueError("--port is that of the live page; ask for one, too: --live")
 
 
 _REQUEST = InspectRequest()
@@ -72,14 +104,57 @@ def inspect(run: Path, /, *, request: Annotated[InspectRequest, Parameter(name="
         All others.
     """
     from .checkpoint import load
+    from .figures import require
     from .machine import threads
     from .ticker import Ticker
 
+    if request.png is not None:
+        require()
     loaded = load(run)
+    if request.live:
+        from .live_command import serve
+
+        with threads(request.threads):
+            serve(loaded, f"{run.resolve().name}, live", request.text or "", _say, seed=request.seed, port=request.port)
+        return
     name, split = _text(loaded, request)
     with threads(request.threads), Ticker(sys.stderr) as ticker:
         report = _report(loaded, name, split, request, ticker.show)
+        written = _pictures(loaded, run, split, request, report, ticker.show)
     sys.stdout.write((json.dumps(report.as_dict()) if request.as_json else report.table(request.top)) + "\n")
+    told = sys.stderr if request.as_json else sys.stdout
+    for path in written:
+        told.write(f"written: {path}, {path.stat().st_size / 1e6:.1f} MB\n")
+
+
+def _pictures(
+    loaded: Run, run: Path, split: Split, request: InspectRequest, report: Report, progress: Progress
+) -> list[Path]:
+    """Write the page and the figures that were asked for, and say what was written."""
+    import numpy as np
+
+    from .figures import write_figures
+    from .manifest import replace_file
+    from .page import page_html
+    from .page_data import UNITS, page_data
+    from .reach import reach
+
+    if request.page is None and request.png is None:
+        return []
+    units = None if request.all_units else UNITS
+    found = report.inspection
+    data = page_data(loaded.model, split, loaded.tokenizer, inspection=found, units=units, tokens=request.page_tokens)
+    written = []
+    if request.page is not None:
+        text = request.file.name if request.file is not None else report.text
+        replace_file(request.page, page_html(data, f"{run.resolve().name} reads {text}").encode())
+        written.append(request.page)
+    if request.png is not None:
+        # A text that is shorter than the window is looked at as far back as it goes.
+        longest = int(np.diff(np.append(split.starts, len(split))).max())
+        flow = report.reach or reach(loaded.model, split, window=min(WINDOW, longest - 1), progress=progress)
+        written += write_figures(request.png, data, flow)
+    return written
 
 
 def _report(run: Run, name: str, split: Split, request: InspectRequest, progress: Progress) -> Report:
@@ -133,3 +208,8 @@ def _text(run: Run, request: InspectRequest) -> tuple[str, Split]:
             )
         name, split = "validation text", corpus.val
     return name, part(split, 0, min(request.tokens, len(split)))
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()

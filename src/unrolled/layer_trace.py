@@ -105,6 +105,11 @@ class LayerTrace:
         widths = "h" if self.h.shape == self.c.shape else f"h: {list(self.h.shape)}"
         return f"LayerTrace({widths}, c, i, f, g, o: {list(self.c.shape)} {self.c.dtype})"
 
+    def _repr_html_(self) -> str:
+        from .trace_html import fragment
+
+        return fragment(f"LayerTrace, c {list(self.c.shape)}", [self])
+
 
 def gradients(layers: Sequence[LayerTrace], loss: Tensor) -> tuple[LayerGradients, ...]:
     """`LayerTrace.gradients` of several layers in one backward pass."""

@@ -92,6 +92,11 @@ class OwnTrace:
         sizes = ", ".join(f"{name}: {list(getattr(self, name).shape)}" for name in ("output", "h", "c"))
         return f"OwnTrace({sizes} {self.output.dtype})"
 
+    def _repr_html_(self) -> str:
+        from .trace_html import fragment
+
+        return fragment(f"OwnTrace, c {list(self.c.shape)}", [self])
+
 
 def checked_step(cell: Any, hidden: int) -> tuple[int, int]:
     """The widths of h and c: `cell.state_size`, or `hidden` both. TypeError or ValueError for what is no cell."""

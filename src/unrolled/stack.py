@@ -46,6 +46,11 @@ class Trace:
     def __repr__(self) -> str:
         return f"Trace(output: {list(self.output.shape)}, layers: {list(self.layers)})"
 
+    def _repr_html_(self) -> str:
+        from .trace_html import fragment
+
+        return fragment(f"Trace, output {list(self.output.shape)}", self.layers)
+
 
 class MultiLayerLSTM(nn.Module):
     """A stack of `LSTMLayer`: the output sequence of layer k is the input sequence of layer k + 1.
