@@ -5,19 +5,23 @@ python = .venv/bin/python
 # Holds the folder that .venv was made in: a copied or renamed clone would otherwise run the old one's sources.
 ready = .venv/ready
 peers = .venv/peers
+browser = .venv/browser
+axe_version = 4.14.1
+axe = build/browser/node_modules/axe-core/axe.min.js
 kernels = CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
 
 ifneq "$(shell test -x $(python) && cat $(ready) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(ready)
 endif
 
-.PHONY: help train test test-slow check docs notebooks tutorials bench native sanitize clean
+.PHONY: help train test test-slow test-browser check docs notebooks tutorials bench native sanitize clean
 
 help:
 	@echo 'make train      train a small model on text that Python brings along, about two minutes'
 	@echo '                ARGS="FILE --steps 500": your own text; any flag of "unrolled train"'
 	@echo 'make test       the tests                        ARGS="-k resets": some of them, "-n 0": in one process'
 	@echo 'make test-slow  the tests that take minutes'
+	@echo 'make test-browser  the inspector page in Chromium, which has to be there'
 	@echo 'make check      lint, format, types, layering, the code blocks of the docs'
 	@echo 'make docs       the documentation as a site, build/docs/html; it runs the tutorials, a few minutes'
 	@echo 'make notebooks  docs/tutorials/*.ipynb, from the .py files beside them'
@@ -38,6 +42,10 @@ test: $(ready)
 # Whole files to a process: some share a build, or what they have compiled.
 test-slow: $(peers)
 	$(python) -m pytest -m slow -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+
+# The page in the system's Chromium: clicked, hovered, read by keys, and looked over by axe-core.
+test-browser: $(browser) $(axe)
+	$(python) -m pytest -m browser $(ARGS)
 
 check: $(ready)
 	$(python) -m ruff check
@@ -102,3 +110,15 @@ $(ready): pyproject.toml constraints.txt $(kernels)
 $(peers): $(ready)
 	$(python) -m pip install --disable-pip-version-check -c constraints.txt 'unrolled[interop-test]'
 	@touch $(peers)
+
+$(browser): $(ready)
+	$(python) -m pip install --disable-pip-version-check -c constraints.txt 'unrolled[browser-test]'
+	@touch $(browser)
+
+# An accessibility checker that only npm has.
+$(axe):
+	@command -v npm >/dev/null || { \
+	  echo 'npm is missing, which brings axe-core, the checker of accessibility: on Debian sudo apt install npm' >&2; \
+	  exit 1; }
+	npm install --prefix build/browser --no-save --no-audit --no-fund --ignore-scripts axe-core@$(axe_version)
+	@touch $(axe)
