@@ -15,7 +15,7 @@ from .evaluate import device_of
 from .model import LanguageModel, evaluating
 from .samplers import Sampler, Sampling, exponentials, uniforms
 from .state import LSTMState
-from .tokens import Tokenizer
+from .tokens import StreamDecoder, Tokenizer
 from .unit_statistics import NAMES
 
 # Texts that a session has, whose states can be exchanged.
@@ -45,6 +45,8 @@ class _Text:
     ids: list[int] = field(default_factory=list)
     steps: list[LiveStep] = field(default_factory=list)
     changes: dict[int, list[_Change]] = field(default_factory=dict)
+    # Behind the last id; None where ids were taken back.
+    decoder: StreamDecoder | None = None
 
     @property
     def state(self) -> LSTMState:
@@ -54,6 +56,8 @@ class _Text:
         return state
 
     def cut(self, count: int) -> None:
+        if count < len(self.ids):
+            self.decoder = None
         del self.ids[count:], self.steps[count:], self.after[count + 1 :]
         self.changes = {place: each for place, each in self.changes.items() if place <= count}
 
@@ -188,20 +192,20 @@ class LiveSession:
         with torch.inference_mode(), evaluating(self._model):
             trace = self._model.trace(torch.tensor([ids], device=device), here.state, edit=self._edit())
             values = {name: torch.stack([getattr(layer, name)[0] for layer in trace.layers], 1) for name in NAMES}
-            states = [
-                LSTMState(*(torch.stack([getattr(layer, name)[:, step] for layer in trace.layers]) for name in "hc"))
-                for step in range(len(ids))
-            ]
         numbers = {name: each.float().cpu().numpy() for name, each in values.items()}
-        decoder = self._tokenizer.decoder()
-        for token in here.ids:
-            decoder.push(token)
+        decoder = here.decoder or self._caught_up(here.ids)
         for step, token in enumerate(ids):
+            told = {name: each[step] for name, each in numbers.items()}
             here.ids.append(token)
-            here.after.append(states[step])
-            here.steps.append(
-                LiveStep(token, decoder.push(token), {name: each[step] for name, each in numbers.items()})
-            )
+            here.after.append(LSTMState(values["h"][step].unsqueeze(1), values["c"][step].unsqueeze(1)))
+            here.steps.append(LiveStep(token, decoder.push(token), told))
+        here.decoder = decoder
+
+    def _caught_up(self, ids: Sequence[int]) -> StreamDecoder:
+        decoder = self._tokenizer.decoder()
+        for token in ids:
+            decoder.push(token)
+        return decoder
 
     def _edit(self) -> Edit | None:
         clamps = [Clamp(layer, name, unit, value) for (layer, name, unit), value in self._clamps.items()]
