@@ -62,6 +62,13 @@ ARROWS: dict[str, set[str]] = {
     "onnx_nodes": {"gate_arrays"},
     "onnx_import": {"onnx_nodes", "gate_arrays", "stack", "state"},
     "per_sample": {"layer", "own_cell", "stack", "recurrence", "cell_options"},
+    "check_equations": {"layer"},
+    "check_mistakes": {"check_equations", "layer"},
+    "check_names": {"layer"},
+    "check_weights": {"check_equations", "check_names", "layer"},
+    "check_calls": {"check_equations"},
+    "check_trial": {"check_equations", "check_mistakes", "check_names", "check_weights", "check_calls", "layer"},
+    "check": {"check_equations", "check_names", "check_weights", "check_calls", "check_trial"},
     "tokenizer": set(),
     "bpe": {"tokenizer"},
     "tokens": {"tokenizer", "bpe"},
@@ -186,7 +193,7 @@ ARROWS[FRONT] = {
     *("bookmark", "drop_in", "dynamic", "ngram", "ranks", "state_layout", "onnx_export"),
     *("keras_weights", "flax_weights", "onnx_import"),
     *("edits", "stretches", "unit_statistics", "text_features", "relations", "inspection", "reach", "gradient_flow"),
-    *("ablation", "convergence", "page_data", "page", "figures", "live_session"),
+    *("ablation", "convergence", "page_data", "page", "figures", "live_session", "check", "check_names"),
 }
 ARROWS["cli"] = {*ARROWS, "__version__"} - {FRONT}
 ARROWS["__main__"] = {"cli"}

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from .ablation import Ablation, UnitCost, ablate
     from .bookmark import Bookmark, BookmarkError
     from .calibration import Calibration
+    from .check import Check, Difference, check
+    from .check_names import CheckError
     from .checkpoint import CheckpointError, Run, load, save_model
     from .config import ConfigError, TrainConfig
     from .convergence import Convergence, convergence
@@ -88,6 +90,8 @@ _MODULES = {
     "flax_weights": ("from_flax", "to_flax"),
     "onnx_export": ("export_onnx", "ExportError"),
     "onnx_import": ("from_onnx",),
+    "check": ("check", "Check", "Difference"),
+    "check_names": ("CheckError",),
     "recurrence": ("backends", "Choice", "BackendUnavailable"),
     "tokens": (
         "ByteTokenizer",
@@ -161,6 +165,10 @@ __all__ = [
     "from_onnx",
     "export_onnx",
     "ExportError",
+    "check",
+    "Check",
+    "Difference",
+    "CheckError",
     "backends",
     "Choice",
     "BackendUnavailable",
