@@ -73,6 +73,20 @@ def test_mutual_information_and_bar_are_those_of_tables_filled_by_hand():
     assert relation.bar == pytest.approx(largest.max(), abs=1e-10)
 
 
+def test_more_tokens_than_one_float_counts_two_of():
+    """Exact, however many: of 2 counts in a float each is below 4096, then they are taken apart."""
+    tokens = 13_000
+    kinds, numbers = switching(0, 2, tokens), walks(1, 3, tokens).float()
+    found = Tables([feature(kinds)], shifts=2)
+    for first in range(0, tokens, 5000):
+        found.add({("c", 0): numbers[first : first + 5000]}, torch.arange(first, min(first + 5000, tokens)))
+    counts = found._joint["c", 0].counts()
+    places = torch.arange(tokens)[:, None] + torch.from_numpy(np.append(0, found.shifts))
+    columns = torch.cat([torch.ones(tokens, 1), torch.from_numpy(kinds)[places % tokens]], 1).double()
+    for edge, table in zip(found._bins["c", 0], counts, strict=True):
+        assert torch.equal(table.double(), columns.T @ (numbers > edge).double())
+
+
 def test_the_order_in_which_tokens_come_does_not_matter():
     kinds, values = switching(0, 3), {("c", 0): walks(1, 3)}
     first = torch.arange(700)

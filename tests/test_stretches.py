@@ -105,8 +105,22 @@ def test_the_model_reads_as_in_evaluation_and_keeps_its_mode(model):
 
 def test_memory_is_that_of_a_stretch(model, monkeypatch):
     monkeypatch.setattr(sys.modules["unrolled.stretches"], "_BYTES", 8 * (6 * 2 * 3 + 3 * 5) * 10)
-    assert {len(stretch.places) for stretch in stretches(model, text())} == {10, 1}
+    assert {len(stretch.places) for stretch in stretches(model, text())} == {9, 5}
     assert max(len(stretch.places) for stretch in stretches(model, text(), lanes=5)) == 10
+
+
+def test_lengths_of_lanes_differ_by_one_token_at_most(model):
+    firsts = [stretch.places[: min(6, len(stretch.places))] for stretch in stretches(model, text(), lanes=6, steps=1)]
+    assert firsts[0].tolist() == [0, 7, 14, 21, 28, 35]
+    assert firsts[-1].tolist() == [6, 13, 20, 27, 34]
+
+
+def test_whoever_reads_is_not_in_the_models_mode(model):
+    for stretch in stretches(model, text(), steps=20):
+        assert not torch.is_inference_mode_enabled()
+        assert model.training
+        assert torch.zeros(1, requires_grad=True).mul(2).requires_grad
+        assert len(stretch.places) in (20, 1)
 
 
 def test_long_texts_have_lanes():

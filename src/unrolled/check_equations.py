@@ -112,6 +112,8 @@ def run_each(
             # Biases get an axis for the rows.
             stacked = {name: torch.stack([each[name] for each in changed]) for name in weights}
             stacked = {name: value.unsqueeze(1) if name[0] == "b" else value for name, value in stacked.items()}
-            yield from zip(some, map(Outcome, *run(stacked, x, h0, c0)), strict=True)
+            made = run(stacked, x, h0, c0)
+            for k, mistake in enumerate(some):
+                yield mistake, Outcome(*(value[k] for value in made.shown().values()))
         for mistake in rest:
             yield mistake, run(weights, x, h0, c0, mistake.equations)

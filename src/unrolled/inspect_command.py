@@ -59,7 +59,7 @@ class InspectRequest:
     top: int = 5
     """So many units in each table."""
     lanes: int | None = None
-    """Read the text in so many parts side by side, up to 16 if not given; 1 carries one state through all of it."""
+    """Read the text in so many parts side by side, up to 48 if not given; 1 carries one state through all of it."""
     seed: int = 0
     """Of the shifts, and of the tokens that are counted in a long text."""
     threads: int | None = None

@@ -48,7 +48,7 @@ def inspect(
     """Read a text once and keep what its traces say; memory does not grow with the text, but for a byte a feature.
 
     `quantities`: what of a unit is compared with features, of h, c, i, f, g and o. `features`: those of `text_features`
-    if None. `shifts`, `count` and `seed` are those of `Tables`; of `lanes` (None: up to 16, by the text's length) and
+    if None. `shifts`, `count` and `seed` are those of `Tables`; of `lanes` (None: up to 48, by the text's length) and
     `warm_up` `stretches` says what they do: `lanes=1` is exact, and takes several times as long.
 
     Raises ValueError for quantities that there are not, a text without a token to predict, a tokenizer of another

@@ -28,6 +28,8 @@ SHIFTS = 19
 COUNTED = 25_000
 # Whole numbers up to here are exact in float32, in which tables are counted.
 MOST_COUNTED = 2**24
+# Two counts of one float: the second in multiples of this. Whole numbers below 2**24 are exact in float32.
+_SECOND = 2**12
 # Rows of the first stretch that the bins are found from.
 _SAMPLE = 2**11
 _DRAWS = 2**16
@@ -92,6 +94,44 @@ def shortest(shifts: int) -> int:
     return 2 * (shifts + 1)
 
 
+class _Joint:
+    """How many of a quantity's numbers lie above each edge, for each unit and column: products with columns of 0 and 1.
+
+    Numbers are counted two edges at a time, in one float32 each, and taken apart before the first count could reach
+    the second: half as many products, and every count exact.
+    """
+
+    def __init__(self, edges: int, width: int, like: Tensor) -> None:
+        units = like.shape[1]
+        self._counts, self._pairs = (torch.zeros(n, width, units, device=like.device) for n in (edges, edges // 2))
+        self._rows = 0
+
+    def add(self, columns: Tensor, numbers: Tensor, edges: Tensor) -> None:
+        """`columns` [width, rows], `numbers` [rows, units], fewer than _SECOND; `edges` ascending."""
+        if self._rows + len(numbers) >= _SECOND:
+            self._take_apart()
+        self._rows += len(numbers)
+        first, second = (torch.empty_like(numbers, dtype=torch.float32) for _ in range(2))
+        for k, pair in enumerate(self._pairs):
+            torch.gt(numbers, edges[2 * k + 1], out=second)
+            pair.addmm_(columns, torch.gt(numbers, edges[2 * k], out=first).add_(second, alpha=_SECOND))
+        if len(edges) % 2:
+            self._counts[-1].addmm_(columns, torch.gt(numbers, edges[-1], out=first))
+
+    def counts(self) -> Tensor:
+        """[edges, width, units] of all numbers so far."""
+        self._take_apart()
+        return self._counts
+
+    def _take_apart(self) -> None:
+        second = self._pairs.div(_SECOND).floor_()
+        pairs = 2 * len(self._pairs)
+        self._counts[1:pairs:2] += second
+        self._counts[0:pairs:2] += self._pairs.sub_(second, alpha=_SECOND)
+        self._pairs.zero_()
+        self._rows = 0
+
+
 class Tables:
     """Contingency tables of units against features as they are and shifted, to which tokens are added in any order.
 
@@ -130,7 +170,7 @@ class Tables:
         self._of, self._kind = (torch.tensor(each, dtype=torch.int64) for each in zip(*columns, strict=True))
         self._moved = torch.from_numpy(np.append(0, self.shifts))
         self._bins: dict[tuple[str, int], Tensor] = {}
-        self._joint: dict[tuple[str, int], Tensor] = {}
+        self._joint: dict[tuple[str, int], _Joint] = {}
         self._margin = torch.zeros(self._width)
 
     @property
@@ -147,9 +187,7 @@ class Tables:
         if not self._bins:
             for key, numbers in values.items():
                 self._bins[key] = _edges(numbers)
-                self._joint[key] = numbers.new_zeros(
-                    1 + len(QUANTILES), self._width, numbers.shape[1], dtype=torch.float32
-                )
+                self._joint[key] = _Joint(1 + len(QUANTILES), self._width, numbers)
         chosen = None
         if self._chosen is not None:
             chosen = self._chosen[places.cpu()].nonzero().squeeze(-1)
@@ -158,10 +196,8 @@ class Tables:
         self._margin += columns.sum(0)
         for key, bins in self._bins.items():
             numbers = values[key] if chosen is None else values[key].index_select(0, chosen.to(values[key].device))
-            here = columns.to(numbers.device).t()
-            above = torch.empty_like(numbers, dtype=torch.float32)
-            for table, edge in zip(self._joint[key], bins, strict=True):
-                table.addmm_(here, torch.gt(numbers, edge, out=above))
+            for rows, here in zip(numbers.split(_SECOND - 1), columns.split(_SECOND - 1), strict=True):
+                self._joint[key].add(here.to(rows.device).t(), rows, bins)
 
     def results(self) -> tuple[Relation, ...]:
         """One relation for each feature. Raises ValueError where nothing was counted."""
@@ -204,7 +240,7 @@ class Tables:
 
     def _bits(self, feature: int, key: tuple[str, int]) -> Tensor:
         """Mutual information [1 + shifts, units]."""
-        above = torch.stack([self._with_first(feature, table.double().cpu()) for table in self._joint[key]])
+        above = torch.stack([self._with_first(feature, table.double().cpu()) for table in self._joint[key].counts()])
         total = self._kinds_of(feature)[None, :, :, None].expand(1, -1, -1, above.shape[-1])
         # What lies above one edge and not above the next.
         joint = -torch.diff(torch.cat([total, above, torch.zeros_like(total)]), dim=0) / self.counted

@@ -20,7 +20,7 @@ from .stack import Trace
 # What the traces of one call may take: h, c and four gates of every unit, layer and token.
 _BYTES = 2**26
 # Lanes of a long text, and the tokens that a lane is worth: with fewer, reading its warm-up twice costs too much.
-LANES, TOKENS_OF_A_LANE = 16, 2048
+LANES, TOKENS_OF_A_LANE = 48, 2048
 WARM_UP = 256
 
 
@@ -28,26 +28,25 @@ WARM_UP = 256
 class Stretch:
     """Some tokens of a text, and what the model did in reading them.
 
-    `trace` is of [lanes, steps]; `places` [tokens] are where in the text those tokens stand that belong to this stretch
-    (int64, step by step, in each step lane by lane); `nats` [tokens] is what each of them cost when it was predicted.
-    NaN where nothing did: at a document's first token, without a warm-up at a lane's, and where `Split.scored` is
-    False.
+    `trace` is of [lanes, steps], the last one also of some behind the text's end; `places` [tokens] are where those
+    tokens stand in the text that belong to this stretch (int64, step by step, in each step lane by lane); `nats`
+    [tokens] is what each of them cost when it was predicted. NaN where nothing did: at a document's first token,
+    without a warm-up at a lane's, and where `Split.scored` is False.
     """
 
     trace: Trace
     places: Tensor
     nats: Tensor
-    _rows: Tensor | None
 
     def values(self, layer: int, name: str) -> Tensor:
         """`trace.layers[layer].<name>` of the tokens at `places`: [tokens, width]."""
         # Time-first is how the recurrence leaves it: no copy.
         flat: Tensor = getattr(self.trace.layers[layer], name).transpose(0, 1).flatten(0, 1)
-        return flat if self._rows is None else flat.index_select(0, self._rows)
+        return flat[: len(self.places)]
 
 
 def default_lanes(tokens: int) -> int:
-    """As many as the text is long enough for, at most 16."""
+    """As many as the text is long enough for, at most 48."""
     return max(1, min(LANES, tokens // TOKENS_OF_A_LANE))
 
 
@@ -75,16 +74,18 @@ def stretches(
     ):
         if value < least:
             raise ValueError(f"{name}={value} must be at least {least}")
-    size = -(-len(split) // lanes)
-    begins = np.arange(0, len(split), size)
-    ends = np.minimum(begins + size, len(split))
-    config = model.config
+    # Longer lanes come first: of a stretch, step by step and lane by lane, so does what lies in the text.
+    lanes = min(lanes, len(split))
+    begins = np.append(0, np.cumsum(len(split) // lanes + (np.arange(lanes) < len(split) % lanes)))
+    size, config = int(begins[1]), model.config
     if steps is None:
         # Of logits there are three: themselves, one step later, and their log-softmax.
         numbers = 6 * config.layers * config.hidden + 3 * config.vocabulary
         of_a_token = numbers * next(model.parameters()).element_size()
-        steps = max(1, _BYTES // (of_a_token * len(begins)))
-    return _read(model, split, (begins, ends), warm_up if len(begins) > 1 else 0, steps)
+        most = max(1, _BYTES // (of_a_token * lanes))
+        # Equally long ones: a last one of another size would take memory of its own.
+        steps = -(-size // -(-size // most))
+    return _read(model, split, (begins[:-1], begins[1:]), warm_up if lanes > 1 else 0, min(steps, size))
 
 
 def _read(
@@ -96,10 +97,12 @@ def _read(
         state = model.initial_state(len(begins))
     predicted: Tensor | None = None
     for first in [*range(-warm_up, 0, steps), *range(0, size, steps)]:
-        last = min(first + steps, 0 if first < 0 else size)
+        last = min(first + steps, 0) if first < 0 else first + steps
         places = begins[:, None] + np.arange(first, last)
         ids, resets = excerpt(split, places, device)
+        # Whoever gets a stretch goes on outside of the mode.
         with torch.inference_mode(), evaluating(model):
+            stretch = None
             if first < 0:
                 logits, state = model(ids, state, resets=resets)
             else:
@@ -107,16 +110,15 @@ def _read(
                 logits, state = trace.output, trace.state
                 inside = (places < ends[:, None]).T
                 nats = _nats(predicted, logits, ids, torch.from_numpy(inside & _counting(split, places).T).to(device))
-                yield _stretch(trace, places.T, nats, inside)
+                stretch = _stretch(trace, places.T, nats, inside)
+        if stretch is not None:
+            yield stretch
         predicted = logits[:, -1:]
 
 
 def _stretch(trace: Trace, places: NDArray[np.int64], nats: Tensor, inside: NDArray[np.bool_]) -> Stretch:
-    where, costs = torch.from_numpy(places.flatten()).to(nats.device), nats.flatten()
-    if inside.all():
-        return Stretch(trace, where, costs, None)
-    rows = torch.from_numpy(np.flatnonzero(inside)).to(nats.device)
-    return Stretch(trace, where.index_select(0, rows), costs.index_select(0, rows), rows)
+    tokens = int(inside.sum())
+    return Stretch(trace, torch.from_numpy(places.flatten()[:tokens]).to(nats.device), nats.flatten()[:tokens])
 
 
 def _nats(predicted: Tensor | None, logits: Tensor, ids: Tensor, counting: Tensor) -> Tensor:
