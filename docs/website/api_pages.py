@@ -35,6 +35,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
             *("ablation", "convergence"),
         ),
     ),
+    "check": ("A layer of your own", "Beside the reference, with equal weights.", ("check", "check_names")),
     "training": (
         "Training",
         "A run, from its configuration to its last event.",

@@ -18,13 +18,13 @@ ROOT = Path(__file__).parents[2]
 # The table of contents. A page of docs/ that is missing here stops the build.
 CONTENTS: dict[str, tuple[str, ...]] = {
     "Tutorials": ("tutorials/index",),
-    "How it works": ("equations", "stack", "h-and-c", "next-call", "truncated-bptt", "look-inside"),
+    "How it works": ("equations", "stack", "h-and-c", "next-call", "truncated-bptt", "look-inside", "check"),
     "How to": (
         *("training", "evaluation", "generation", "from-torch", "step-by-step", "reinforcement-learning"),
         *("cell", "change-the-cell", "transforms", "onnx", "interop", "crash-safety", "examples"),
     ),
     "To look up": ("reference/index", "api", "features"),
-    "Measured": ("performance", "results", "numerics", "experiments"),
+    "Measured": ("performance", "results", "string-units", "numerics", "experiments"),
     "The project": ("architecture", "contributing", "changelog"),
 }
 AT_THE_ROOT = {
