@@ -32,7 +32,7 @@ PAGES: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "What the units of a language model do, and what they are for.",
         (
             *("inspection", "relations", "text_features", "unit_statistics", "stretches", "reach", "gradient_flow"),
-            *("ablation", "convergence"),
+            *("ablation", "convergence", "page_data", "page", "figures", "live_session"),
         ),
     ),
     "check": ("A layer of your own", "Beside the reference, with equal weights.", ("check", "check_names")),
