@@ -72,20 +72,11 @@ struct BackwardStep {
         const Vector c = options.holds_c() ? not_held(options, row, unit, masks)
                                            : load_some(call.c + at * hidden + unit, count);
         const Vector squashed_c = options.squashed(c);
-        Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
-        if (options.holds_h()) {
-            const Vector passing = options.to_before(dh, masks.held_h, options.cell.zoneout_h);
-            store_some(call.grad_h0 + row * hidden + unit, starts(t, row) ? zero() : passing, count);
-            dh = options.to_new(dh, masks.held_h, options.cell.zoneout_h);
-        }
-        Vector dc = carried_c(row, unit), passing_c = zero();
-        if (options.holds_c()) {
-            passing_c = options.to_before(dc, masks.held_c, options.cell.zoneout_c);
-            dc = options.to_new(dc, masks.held_c, options.cell.zoneout_c);
-        }
-        dc = fma(dh * o, options.squashed_slope(squashed_c), dc);
+        const Vector dh = of_new_h(options, row, unit, carried, masks);
+        const FromLater later = of_new_c(options, row, unit, masks);
+        const Vector dc = fma(dh * o, options.squashed_slope(squashed_c), later.now);
         const Vector d_o = output_gate(options, row, unit, dh * squashed_c, o);
-        const Gradients found = gates(row, unit, c, dc, d_o, masks, passing_c);
+        const Gradients found = gates(row, unit, c, dc, d_o, masks, later.passing);
         float* pre = call.grad_pre + at * 4 * hidden + unit;
         for (int gate = 0; gate < 4; ++gate) store_some(pre + gate * hidden, found.pre[gate], count);
     }
@@ -94,11 +85,30 @@ struct BackwardStep {
         return call.gates + (t * call.rows + row) * (kPlain ? 4 : planes(call)) * call.hidden;
     }
 
-    // dL/dc from later steps and from outside.
-    UNROLLED_INLINE Vector carried_c(int64_t row, int64_t unit) const {
+    // dL/dh of what the cell made, from what comes of later steps; grad_h0 is left what passes by the cell.
+    UNROLLED_INLINE Vector of_new_h(const Options<kPlain>& options, int64_t row, int64_t unit, Vector carried,
+                                    const Masks& masks) const {
         const int64_t count = call.hidden - unit;
-        const Vector given = cotangent(call.grad_c, t, row, unit, count);
-        return t + 1 < call.steps ? given + load_some(call.grad_c0 + row * call.hidden + unit, count) : given;
+        const Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
+        if (!options.holds_h()) return dh;
+        const Vector passing = options.to_before(dh, masks.held_h, options.cell.zoneout_h);
+        store_some(call.grad_h0 + row * call.hidden + unit, starts(t, row) ? zero() : passing, count);
+        return options.to_new(dh, masks.held_h, options.cell.zoneout_h);
+    }
+
+    struct FromLater {
+        Vector now, passing;
+    };
+
+    // dL/dc of what the cell made, from later steps and from outside, and what passes by the cell.
+    UNROLLED_INLINE FromLater of_new_c(const Options<kPlain>& options, int64_t row, int64_t unit,
+                                       const Masks& masks) const {
+        const int64_t count = call.hidden - unit;
+        Vector dc = cotangent(call.grad_c, t, row, unit, count);
+        if (t + 1 < call.steps) dc = dc + load_some(call.grad_c0 + row * call.hidden + unit, count);
+        if (!options.holds_c()) return {dc, zero()};
+        return {options.to_new(dc, masks.held_c, options.cell.zoneout_c),
+                options.to_before(dc, masks.held_c, options.cell.zoneout_c)};
     }
 
     UNROLLED_INLINE Vector output_gate(const Options<kPlain>& options, int64_t row, int64_t unit, Vector d_o,
@@ -125,6 +135,13 @@ struct BackwardStep {
         const Vector g = options.written(load_some(own + 2 * hidden, count), masks);
         return new_c(load_some(own, count), load_some(own + hidden, count), g,
                      load_some(c_before_of(row) + unit, count), options);
+    }
+
+    const float* row_not_held(const Options<kPlain>& options, int64_t row, float* to) const {
+        for_each_vector(call.hidden, [&](int64_t unit, int64_t count, int) {
+            store_some(to + unit, not_held(options, row, unit, options.masks(row, t, unit)), count);
+        });
+        return to;
     }
 
     // From dL/dc_t, but for what o sees of it, and the gradient behind o to those behind the other gates; and on to
@@ -157,13 +174,15 @@ struct BackwardStep {
         return {{di, df, dg * options.squashed_slope(g), d_o}, c_before};
     }
 
-    // The cells of a whole row, behind the product, which has left dL/dh in grad_h0: that of the normed c is put there
-    // on the way, and the gradients behind the gates where those of the sums will be.
+    // The cells of a whole row, behind the product, which has left in grad_h0 what reaches h from later steps. Where the
+    // gradients of the sums will be, there are meanwhile c as o and h saw it, that of the normed c, and those behind the
+    // gates.
     void normed(int64_t row) const {
         const int64_t hidden = call.hidden, at = t * call.rows + row;
         const Options<kPlain> options{call.cell, hidden};
-        const float *c = call.c + at * hidden, *own = gates_of(row), *sums = own + 4 * hidden;
-        float *through = call.grad_h0 + row * hidden, *pre = call.grad_pre + at * 4 * hidden;
+        const float *own = gates_of(row), *sums = own + 4 * hidden;
+        float *pre = call.grad_pre + at * 4 * hidden, *through = pre + hidden;
+        const float* c = options.holds_c() ? row_not_held(options, row, pre) : call.c + at * hidden;
         const NormGradient gradient{call.grad_norm + row * (options.peephole() ? 13 : 10) * hidden, hidden};
         const float size = static_cast<float>(hidden);
 
@@ -173,7 +192,8 @@ struct BackwardStep {
             const Vector standard = of_c.standard(0, load_some(c + unit, count));
             const Vector squashed_c = options.squashed(options.normed(4, unit, standard));
             const Vector o = load_some(own + 3 * hidden + unit, count);
-            const Vector dh = load_some(through + unit, count) + cotangent(call.grad_h, t, row, unit, count);
+            const Vector carried = load_some(call.grad_h0 + row * hidden + unit, count);
+            const Vector dh = of_new_h(options, row, unit, carried, options.masks_of_h(row, t, unit));
             const Vector seen = dh * o * options.squashed_slope(squashed_c);
             gradient.add(4, unit, count, seen, standard);
             store_some(through + unit, seen, count);
@@ -182,15 +202,18 @@ struct BackwardStep {
         });
         const Along<1> back_to_c(along_c, size);
 
-        const RowOfSums row_of_sums{sums, hidden, 1};
-        const auto of_gates = moments<4>(hidden, row_of_sums);
+        const auto of_gates = moments<4>(hidden, [&](int gate, int64_t unit) UNROLLED_INLINE_LAMBDA {
+            return sums + gate * hidden + unit;
+        });
         RowSums<8> along;
         for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
+            const Masks masks = options.masks(row, t, unit);
             const Vector c_now = load_some(c + unit, count);
             const Vector seen = load_some(through + unit, count) * options.gain_at(4, unit);
-            const Vector dc = back_to_c.through(0, seen, of_c.standard(0, c_now), of_c.factor[0]);
             const Vector d_o = load_some(pre + 3 * hidden + unit, count);
-            const Gradients found = gates(row, unit, c_now, carried_c(row, unit) + dc, d_o, no_masks(), zero());
+            const FromLater later = of_new_c(options, row, unit, masks);
+            const Vector dc = later.now + back_to_c.through(0, seen, of_c.standard(0, c_now), of_c.factor[0]);
+            const Gradients found = gates(row, unit, c_now, dc, d_o, masks, later.passing);
 #pragma GCC unroll 4
             for (int gate = 0; gate < 4; ++gate) {
                 const Vector standard = of_gates.standard(gate, load_some(sums + gate * hidden + unit, count));

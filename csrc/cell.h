@@ -45,6 +45,11 @@ struct Options {
                 below(low_half(x.second), all_words(cell.dropped_g))};
     }
 
+    // The same where only that of h is asked for.
+    UNROLLED_INLINE Masks masks_of_h(int64_t row, int64_t step, int64_t unit) const {
+        return holds_h() ? masks(row, step, unit) : no_masks();
+    }
+
     // g as c takes it in, and a gradient of that as one of g.
     UNROLLED_INLINE Vector written(Vector g, const Masks& at) const {
         return drops() ? select(at.dropped_g, zero(), g * broadcast(cell.scale)) : g;

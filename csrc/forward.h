@@ -112,9 +112,10 @@ struct ForwardStep {
     void normed(int64_t row) const {
         const int64_t hidden = call.hidden, at = t * call.rows + row;
         const bool kept = call.keep_c != 0;
-        normed_cell({call.cell, hidden}, {sums_at(call, at), hidden, 1}, before(call.c, call.c0, row, kept),
-                    call.c + (kept ? at : row) * hidden, call.h + at * hidden,
-                    call.gates != nullptr ? call.gates + at * 8 * hidden : nullptr);
+        normed_cell({call.cell, hidden}, {sums_at(call, at), hidden, 1},
+                    {row, t, before(call.c, call.c0, row, kept), before(call.h, call.h0, row, true),
+                     call.c + (kept ? at : row) * hidden, call.h + at * hidden,
+                     call.gates != nullptr ? call.gates + at * 8 * hidden : nullptr});
         if (call.h_mask == nullptr) return;
         for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
             leave(row, unit, load_some(call.h + at * hidden + unit, count), count);

@@ -98,19 +98,30 @@ UNROLLED_INLINE Moments<kCount> moments(int64_t hidden, const At& at) {
 
 // Where the four sums of a row lie: of a gate and of a unit, so many floats apart.
 struct RowOfSums {
-    const float* first;
+    float* first;
     int64_t gate_stride, unit_stride;
 
-    UNROLLED_INLINE const float* operator()(int gate, int64_t unit) const {
+    UNROLLED_INLINE float* operator()(int64_t gate, int64_t unit) const {
         return first + gate * gate_stride + unit * unit_stride;
     }
 };
 
-// One row of one step, from its sums on. c may be c_before; gates [4, hidden] may be NULL.
-inline UNROLLED_NOINLINE void normed_cell(const Options<false>& options, RowOfSums sums, const float* c_before,
-                                          float* c, float* h, float* gates) {
+// One row of one step, by which its masks are drawn, and its state before and after. c may be c_before; `gates`
+// [4, hidden] may be NULL, and then the sums are there to work in.
+struct RowOfStep {
+    int64_t row, step;
+    const float *c_before, *h_before;
+    float *c, *h, *gates;
+};
+
+// From a row's sums on.
+inline UNROLLED_NOINLINE void normed_cell(const Options<false>& options, RowOfSums sums, const RowOfStep& at) {
     const int64_t hidden = options.hidden;
     const auto of_gates = moments<4>(hidden, sums);
+    // h waits for all of c, as nothing has held it yet: meanwhile that is in its place, and o where its sum was.
+    const auto o_at = [&](int64_t unit) UNROLLED_INLINE_LAMBDA {
+        return at.gates != nullptr ? at.gates + 3 * hidden + unit : sums(3, unit);
+    };
     for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
         Vector pre[4];
 #pragma GCC unroll 4
@@ -118,21 +129,29 @@ inline UNROLLED_NOINLINE void normed_cell(const Options<false>& options, RowOfSu
             const Vector standard = of_gates.standard(gate, load_some(sums(gate, unit), count));
             pre[gate] = options.normed(gate, unit, standard);
         }
-        const Gates next = next_gates(pre, load_some(c_before + unit, count), options, unit, no_masks());
-        if (gates != nullptr) {
-            store_some(gates + unit, next.i, count);
-            store_some(gates + hidden + unit, next.f, count);
-            store_some(gates + 2 * hidden + unit, next.g, count);
-            store_some(gates + 3 * hidden + unit, next.o, count);
+        const Masks masks = options.masks(at.row, at.step, unit);
+        const Vector c_before = load_some(at.c_before + unit, count);
+        const Gates next = next_gates(pre, c_before, options, unit, masks);
+        if (at.gates != nullptr) {
+            store_some(at.gates + unit, next.i, count);
+            store_some(at.gates + hidden + unit, next.f, count);
+            store_some(at.gates + 2 * hidden + unit, next.g, count);
         }
-        store_some(c + unit, next.c, count);
-        // h waits for all of c: meanwhile o is in its place.
-        store_some(h + unit, next.o, count);
+        store_some(o_at(unit), next.o, count);
+        store_some(at.h + unit, next.c, count);
+        const Vector c = options.holds_c() ? options.held(next.c, c_before, masks.held_c, options.cell.zoneout_c)
+                                           : next.c;
+        store_some(at.c + unit, c, count);
     });
-    const auto of_c = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return c + unit; });
+    const auto of_c = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return at.h + unit; });
     for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
-        const Vector seen = options.normed(4, unit, of_c.standard(0, load_some(c + unit, count)));
-        store_some(h + unit, load_some(h + unit, count) * options.squashed(seen), count);
+        const Vector seen = options.normed(4, unit, of_c.standard(0, load_some(at.h + unit, count)));
+        Vector h = load_some(o_at(unit), count) * options.squashed(seen);
+        if (options.holds_h()) {
+            const Mask where = options.masks_of_h(at.row, at.step, unit).held_h;
+            h = options.held(h, load_some(at.h_before + unit, count), where, options.cell.zoneout_h);
+        }
+        store_some(at.h + unit, h, count);
     });
 }
 

@@ -202,8 +202,9 @@ inline int64_t waiting_width(int64_t hidden) { return blocks_of(hidden, kLanes) 
 UNROLLED_INLINE void store_waiting(float* row, int64_t block, const Vector* sum) {
     for (int v = 0; v < kPanel; ++v) store(row + block * kBlockColumns + v * kLanes, sum[v]);
 }
-inline void waiting_cell(const UnrolledStep& call, int64_t layer, const float* sums, float* c, float* h) {
-    normed_cell({call.cells[layer], call.hidden}, {sums, kLanes, kPanel}, c, c, h, nullptr);
+inline void waiting_cell(const UnrolledStep& call, int64_t layer, float* sums, float* c, const float* h_before,
+                         float* h) {
+    normed_cell({call.cells[layer], call.hidden}, {sums, kLanes, kPanel}, {0, 0, c, h_before, c, h, nullptr});
 }
 
 // A layer: sums start from the bias, or from the table's row, and end in the cell.
@@ -319,7 +320,8 @@ inline void waiting_cells(const StepTask& task, int64_t layer, int64_t slot) {
     const Range mine = part(rows.end - rows.begin, groups, slot % groups);
     for (int64_t row = rows.begin + mine.begin; row < rows.begin + mine.end; ++row) {
         const int64_t at = (layer * call.rows + row) * call.hidden;
-        waiting_cell(call, layer, call.sums + row * waiting_width(call.hidden), call.c + at, call.h_after + at);
+        float* sums = call.sums + row * waiting_width(call.hidden);
+        waiting_cell(call, layer, sums, call.c + at, call.h_before + at, call.h_after + at);
     }
 }
 

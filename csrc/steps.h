@@ -27,6 +27,10 @@ struct Chunk {
     int64_t batch() const { return rows.end - rows.begin; }
     int64_t pre_width() const { return waiting_width(task.call.hidden); }
     float* pre_at(int64_t row, int64_t block) const { return pre + row * pre_width() + block * kBlockColumns; }
+    const float* h_before(int64_t step, int64_t row) const {
+        const int64_t hidden = task.call.hidden;
+        return step > 0 ? h + ((step - 1) * batch() + row) * hidden : h_first + row * hidden;
+    }
 
     // The chunk's rows of a sequence [rows, steps, width] of the caller's.
     template <typename Float>
@@ -64,9 +68,8 @@ struct RecurrentTarget {
         const int64_t unit = block * kLanes, count = call.hidden - unit;
         if (normalises(call, layer)) return store_waiting(chunk.pre_at(step * chunk.batch() + row, 0), block, sum);
         const int64_t at = (layer * call.rows + chunk.rows.begin + row) * call.hidden + unit;
-        const float* h_before = step > 0 ? chunk.h + ((step - 1) * chunk.batch() + row) * call.hidden
-                                         : chunk.h_first + row * call.hidden;
-        const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), h_before + unit, unit);
+        const float* h_before = chunk.h_before(step, row) + unit;
+        const Cell cell = step_cell(call, layer, sum, load_some(call.c + at, count), h_before, unit);
         store_some(call.c + at, cell.c, count);
         store_some(chunk.h + (step * chunk.batch() + row) * call.hidden + unit, cell.h, count);
         if (step + 1 == chunk.steps) store_some(call.h_after + at, cell.h, count);
@@ -126,7 +129,7 @@ inline void waiting_cells(const Chunk& chunk, int64_t layer, int64_t step, int64
     for (int64_t row = mine.begin; row < mine.end; ++row) {
         const int64_t at = (layer * call.rows + chunk.rows.begin + row) * hidden, of_chunk = step * chunk.batch() + row;
         float* h = chunk.h + of_chunk * hidden;
-        waiting_cell(call, layer, chunk.pre_at(of_chunk, 0), call.c + at, h);
+        waiting_cell(call, layer, chunk.pre_at(of_chunk, 0), call.c + at, chunk.h_before(step, row), h);
         if (step + 1 == chunk.steps) std::memcpy(call.h_after + at, h, hidden * sizeof(float));
     }
 }

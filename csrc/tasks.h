@@ -22,8 +22,6 @@ inline const char* check_cell(const UnrolledCell& cell) {
     for (const float likely : {cell.zoneout_h, cell.zoneout_c, cell.dropout}) {
         if (!(likely >= 0.0f && likely <= 1.0f)) return "what is held or dropped must be so with a likelihood of 0 to 1";
     }
-    const bool holds = cell.zoneout_h > 0.0f || cell.zoneout_c > 0.0f;
-    if (cell.norm != nullptr && (holds || cell.dropout > 0.0f)) return "with a norm, nothing is held or dropped";
     if (cell.keys == nullptr && cell.dropout > 0.0f) return "nothing is dropped without keys";
     return nullptr;
 }

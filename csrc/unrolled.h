@@ -42,7 +42,7 @@ typedef struct {
                               the sums are normalised before the peepholes join, and h sees c normalised */
     const uint64_t* keys;  /* [B]: of the rows' random words, in training; NULL: nothing is drawn */
     /* How likely a unit of h and one of c is held: it is then what it was before the step, and o and h have seen the new
-     * c. Without keys that share of the old value goes on. None of this goes with a norm. */
+     * c. Without keys that share of the old value goes on. */
     float zoneout_h, zoneout_c;
     float dropout; /* how likely c takes in no g, with keys; what it takes in else is multiplied by `scale` */
     float scale;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from unrolled import LSTMLayer
@@ -62,8 +63,13 @@ def run(
         x_mask = _multiplier(keys, OF_X, x.shape[2], options.variational_dropout).to(x.dtype)
         h_mask = _multiplier(keys, OF_H, h.shape[1], options.variational_dropout).to(x.dtype)
 
+    def normed(gate: str, values: Tensor) -> Tensor:
+        if options.layer_norm:
+            values = F.layer_norm(values, values.shape[-1:]) * p[f"gain_{gate}"]
+        return values + p.get(f"b_{gate}", 0)
+
     def pre(gate: str, x_t: Tensor, h: Tensor) -> Tensor:
-        return (x_t * x_mask) @ p[f"W_x{gate}"] + (h * h_mask) @ w_h[gate] + p.get(f"b_{gate}", 0)
+        return normed(gate, (x_t * x_mask) @ p[f"W_x{gate}"] + (h * h_mask) @ w_h[gate])
 
     def held(new: Tensor, before: Tensor, which: int, probability: float, t: int) -> Tensor:
         if not training:
@@ -87,7 +93,7 @@ def run(
         new = f * c + i * g
         if options.cell_clip is not None:
             new = new.clamp(-options.cell_clip, options.cell_clip)
-        new_h = (o + p.get("p_o", 0) * new).sigmoid() * new.tanh()
+        new_h = (o + p.get("p_o", 0) * new).sigmoid() * normed("c", new).tanh()
         if "W_hr" in p:
             new_h = new_h @ p["W_hr"]
         h = torch.where(live, held(new_h, h, 0, of_h, t) if of_h else new_h, zero)

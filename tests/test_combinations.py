@@ -43,8 +43,6 @@ NO_PAIRS = {("coupled", "forget_bias"), ("bias", "forget_bias")}
 PAIRS = [pair for pair in combinations(VALUES, 2) if pair not in NO_PAIRS]
 # What the native kernel does not have.
 NOT_NATIVE = {"proj_dim"}
-# Nor beside each other.
-NOT_NATIVE_PAIRS = ({"layer_norm", "zoneout"}, {"layer_norm", "recurrent_dropout"})
 
 THERE_IS_NO_B_F = "forget_bias=1.0 is where b_f starts, and with {} there is none: leave forget_bias out"
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -72,11 +70,6 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: LSTMLayer(3, 4, proj_dim=2, backend="cpu")(torch.zeros(1, 1, 3)),
         BackendUnavailable,
         "it has no projection of h in the recurrence",
-    ),
-    '`layer_norm`, `zoneout` or `recurrent_dropout`, and `backend="cpu"` or `strict=True`': (
-        lambda: LSTMLayer(3, 4, layer_norm=True, recurrent_dropout=0.1, backend="cpu")(torch.zeros(1, 1, 3)),
-        BackendUnavailable,
-        "it has no zoneout and no dropout of g beside layer normalisation",
     ),
     "`cell` and any other option but `learn_initial_state`": (
         lambda: LSTMLayer(3, 4, cell=step, peephole=True),
@@ -154,7 +147,7 @@ def test_each_alone(backend: str, name: str) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 @pytest.mark.parametrize("backend", BACKENDS[:2])
 def test_each_pair(backend: str, pair: tuple[str, str]) -> None:
-    if backend == "cpu" and (NOT_NATIVE & set(pair) or set(pair) in NOT_NATIVE_PAIRS):
+    if backend == "cpu" and NOT_NATIVE & set(pair):
         pytest.skip("refused, as above")
     compare(backend, pair)
 
@@ -168,4 +161,4 @@ def test_all_at_once() -> None:
 @needs_library
 @pytest.mark.slow
 def test_all_that_the_kernel_has_at_once() -> None:
-    compare("cpu", tuple(name for name in VALUES if name not in {"forget_bias", "layer_norm", *NOT_NATIVE}))
+    compare("cpu", tuple(name for name in VALUES if name not in {"forget_bias", *NOT_NATIVE}))

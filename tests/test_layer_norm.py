@@ -70,9 +70,11 @@ def test_recomputed_it_is_the_same(backend: str) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("zoneout", [0.0, (0.2, 0.3)])
 @pytest.mark.parametrize("hidden", [5, 40])
-def test_strict_has_the_bits_of_single_rows_and_steps(hidden: int) -> None:
-    model = redraw(MultiLayerLSTM(3, hidden, 2, layer_norm=True, strict=True))
+def test_strict_has_the_bits_of_single_rows_and_steps(hidden: int, zoneout: Any) -> None:
+    """With zoneout as in evaluation, where it is expected."""
+    model = redraw(MultiLayerLSTM(3, hidden, 2, layer_norm=True, zoneout=zoneout, strict=True)).eval()
     x = normal(6, 7, 3, seed=1).float()
     with torch.no_grad():
         whole, state = model(x)
@@ -89,10 +91,11 @@ def test_strict_has_the_bits_of_single_rows_and_steps(hidden: int) -> None:
 
 
 @needs_library
+@pytest.mark.parametrize("zoneout", [0.0, (0.2, 0.3)])
 @pytest.mark.parametrize(("weights", "near"), [("bfloat16", 0.05), ("int8", 0.15)])
-def test_a_stepper_with_smaller_weights(weights: Any, near: float) -> None:
+def test_a_stepper_with_smaller_weights(weights: Any, near: float, zoneout: Any) -> None:
     torch.manual_seed(1)
-    model = MultiLayerLSTM(3, 33, 2, layer_norm=True)
+    model = MultiLayerLSTM(3, 33, 2, layer_norm=True, zoneout=zoneout).eval()
     x = normal(4, 9, 3, seed=1).float()
     with torch.no_grad():
         expected, _ = model(x)

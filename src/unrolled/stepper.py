@@ -254,8 +254,6 @@ class Stepper:
             lack = None if reason is None else f": {reason}"
             if weights.residual:
                 lack = " of a residual stack"
-            elif any(cell.norm is not None and cell.is_held_or_dropped for cell in weights.cells):
-                lack = " of zoneout beside layer normalisation"
             if lack is None:
                 engine = NativeStep(weights, self.batch_size, self.weights, self.threads)
             elif self.weights != "float32" or self.strict:

@@ -90,7 +90,7 @@ def scan(
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
-    chosen = choose(backend, _call(w_h, w_hr, cell, strict))
+    chosen = choose(backend, _call(w_h, w_hr, strict))
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     x, scale = _masked(x, x_mask)
     resets = None if resets is None else resets.t()
@@ -134,7 +134,7 @@ def states(
     """h and c of `scan`: without gradients the native kernel stores nothing else where no masks are drawn."""
     opened = torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type)
     more = cell.keys is not None or not (start is None or resets is None)
-    if opened or more or choose(backend, _call(w_h, w_hr, cell, strict)) != "cpu":
+    if opened or more or choose(backend, _call(w_h, w_hr, strict)) != "cpu":
         options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}
         options["x_mask"] = x_mask
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
@@ -264,9 +264,8 @@ def total_gradients(
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
 
 
-def _call(w_h: Tensor, w_hr: Tensor | None, cell: Cell, strict: bool) -> Call:
-    masked_norm = cell.norm is not None and cell.is_held_or_dropped
-    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None, masked_norm)
+def _call(w_h: Tensor, w_hr: Tensor | None, strict: bool) -> Call:
+    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
 
 
 def _masked(x: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

@@ -25,7 +25,6 @@ class Call(NamedTuple):
     forward_mode: bool
     strict: bool = False
     projected: bool = False
-    masked_norm: bool = False
 
 
 class Verdict(NamedTuple):
@@ -51,7 +50,6 @@ class Choice:
         mode = ", forward-mode differentiation" if self.call.forward_mode else ""
         mode += ", strict" if self.call.strict else ""
         mode += ", with a projection of h" if self.call.projected else ""
-        mode += ", with zoneout or dropout of g beside layer normalisation" if self.call.masked_norm else ""
         lines = [f"{str(self.call.dtype).removeprefix('torch.')} on {self.call.device}{mode}"]
         for verdict in self.verdicts:
             if verdict.refusal is not None:
@@ -90,8 +88,6 @@ def _refusal(backend: str, call: Call) -> str | None:
         return "it takes float32 on the CPU"
     if backend == "cpu" and call.projected:
         return "it has no projection of h in the recurrence"
-    if backend == "cpu" and call.masked_norm:
-        return "it has no zoneout and no dropout of g beside layer normalisation"
     if backend == "cpu" and (missing := _missing()) is not None:
         return missing
     if backend != "cpu" and call.strict:
