@@ -77,6 +77,7 @@ struct BackwardStep {
         const Vector dc = fma(dh * o, options.squashed_slope(squashed_c), later.now);
         const Vector d_o = output_gate(options, row, unit, dh * squashed_c, o);
         const Gradients found = gates(row, unit, c, dc, d_o, masks, later.passing);
+        if (options.peephole()) add_peephole(row, unit, found, c);
         float* pre = call.grad_pre + at * 4 * hidden + unit;
         for (int gate = 0; gate < 4; ++gate) store_some(pre + gate * hidden, found.pre[gate], count);
     }
@@ -121,6 +122,15 @@ struct BackwardStep {
     struct Gradients {
         Vector pre[4], c_before;
     };
+
+    // To the row's gradient of the peepholes, which is the last of its cell's.
+    UNROLLED_INLINE void add_peephole(int64_t row, int64_t unit, const Gradients& found, Vector c) const {
+        const int64_t hidden = call.hidden, count = hidden - unit;
+        float* to = call.grad_cell + ((row + 1) * gradient_planes(call.cell) - 3) * hidden + unit;
+        store_some(to, fma(found.pre[0], found.c_before, load_some(to, count)), count);
+        store_some(to + hidden, fma(found.pre[1], found.c_before, load_some(to + hidden, count)), count);
+        store_some(to + 2 * hidden, fma(found.pre[3], c, load_some(to + 2 * hidden, count)), count);
+    }
 
     const float* c_before_of(int64_t row) const {
         if (starts(t, row)) return zeros;
@@ -183,7 +193,7 @@ struct BackwardStep {
         const float *own = gates_of(row), *sums = own + 4 * hidden;
         float *pre = call.grad_pre + at * 4 * hidden, *through = pre + hidden;
         const float* c = options.holds_c() ? row_not_held(options, row, pre) : call.c + at * hidden;
-        const NormGradient gradient{call.grad_norm + row * (options.peephole() ? 13 : 10) * hidden, hidden};
+        const NormGradient gradient{call.grad_cell + row * gradient_planes(call.cell) * hidden, hidden};
         const float size = static_cast<float>(hidden);
 
         const auto of_c = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return c + unit; });
@@ -221,7 +231,7 @@ struct BackwardStep {
                 store_some(pre + gate * hidden + unit, found.pre[gate], count);
                 along.add(gate, v, found.pre[gate] * options.gain_at(gate, unit), standard);
             }
-            if (options.peephole()) gradient.add_peephole(unit, count, found.pre, found.c_before, c_now);
+            if (options.peephole()) add_peephole(row, unit, found, c_now);
         });
         const Along<4> back(along, size);
         for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {

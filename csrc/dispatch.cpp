@@ -157,7 +157,8 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
         return "c, gates and grad_pre must not be NULL";
     }
     const bool normalises = call->cell.norm != nullptr;
-    if (normalises && !call->grad_norm) return "with a norm, grad_norm must not be NULL";
+    const int64_t planes = gradient_planes(call->cell);
+    if (planes > 0 && !call->grad_cell) return "with a norm or a peephole, grad_cell must not be NULL";
     if (call->scratch_floats < unrolled_backward_scratch(call->hidden)) return "scratch is too small";
     const Kernels& kernel = *kernels(run);
     const int64_t hidden = call->hidden, columns = 4 * kernel.lanes, blocks = (hidden + columns - 1) / columns;
@@ -166,10 +167,7 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     std::memset(zeros, 0, 4 * hidden * sizeof *zeros);
     task.zeros = zeros;
     if (call->steps == 0) std::memset(call->grad_c0, 0, call->rows * hidden * sizeof *call->grad_c0);
-    if (normalises) {
-        const int64_t floats = call->rows * (call->cell.peephole != nullptr ? 13 : 10) * hidden;
-        std::memset(call->grad_norm, 0, floats * sizeof *call->grad_norm);
-    }
+    if (planes > 0) std::memset(call->grad_cell, 0, call->rows * planes * hidden * sizeof *call->grad_cell);
     const int64_t walk = task.grid.unit_groups > 1 ? call->steps * (normalises ? 2 : 1) + 1 : 1;
     const bool plain = is_plain(call->cell) && call->h_mask == nullptr;
     const Share share = plain ? kernel.backward : kernel.variant_backward;

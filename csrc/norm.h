@@ -176,7 +176,7 @@ struct Along {
     }
 };
 
-// Where a row's gradient of gains, shifts and peepholes is summed up from step to step.
+// Where a row's gradient of gains and shifts is summed up from step to step.
 struct NormGradient {
     float* first;
     int64_t hidden;
@@ -185,14 +185,6 @@ struct NormGradient {
         float *gain = first + which * hidden + unit, *shift = first + (5 + which) * hidden + unit;
         store_some(gain, fma(grad, standard, load_some(gain, count)), count);
         store_some(shift, load_some(shift, count) + grad, count);
-    }
-
-    UNROLLED_INLINE void add_peephole(int64_t unit, int64_t count, const Vector* grad, Vector c_before, Vector c) const {
-        const Vector seen[3] = {grad[0] * c_before, grad[1] * c_before, grad[3] * c};
-        for (int64_t which = 0; which < 3; ++which) {
-            float* to = first + (10 + which) * hidden + unit;
-            store_some(to, load_some(to, count) + seen[which], count);
-        }
     }
 };
 

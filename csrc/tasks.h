@@ -26,6 +26,11 @@ inline const char* check_cell(const UnrolledCell& cell) {
     return nullptr;
 }
 
+// How many numbers of a unit the gradient of a row's cell is.
+inline int64_t gradient_planes(const UnrolledCell& cell) {
+    return (cell.norm != nullptr ? 10 : 0) + (cell.peephole != nullptr ? 3 : 0);
+}
+
 struct ForwardTask {
     UnrolledForward call;
     Grid grid;

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define UNROLLED_ABI_VERSION 6
+#define UNROLLED_ABI_VERSION 7
 
 /* How to run a call: the name of an instruction set ("baseline", "avx2", "avx512", NULL for the best), and how many
  * threads at most, 1 or more. */
@@ -86,8 +86,8 @@ typedef struct {
     float* scratch;
     int64_t scratch_floats;
     UnrolledCell cell;
-    float* grad_norm; /* [B, 10, H]: of each row, of gains and shifts; with a peephole [B, 13, H], the last three of it;
-                         NULL without a norm */
+    float* grad_cell; /* [B, N, H], of each row: with a norm 10 of its gains and shifts, and then with a peephole 3 of
+                         that; NULL with neither */
     const float* h_mask; /* as in UnrolledForward */
 } UnrolledBackward;
 

@@ -48,7 +48,7 @@ class Case {
         accepted(unrolled_backward(&run, &first.call));
         check_backward(sequence_, given, first);
         const Floats grad_pre = first.grad_pre.values(), grad_h0 = first.grad_h0.values();
-        const Floats grad_c0 = first.grad_c0.values(), grad_norm = first.grad_norm.values();
+        const Floats grad_c0 = first.grad_c0.values(), grad_cell = first.grad_cell.values();
         for (int64_t k = 0; k < 2; ++k) {
             Backward other(sequence_, c, gates, given, place(2 + k));
             const UnrolledRun other_run{set_, threads(1 + k)};
@@ -56,7 +56,7 @@ class Case {
             check_same("grad_pre", other.grad_pre.data(), grad_pre);
             check_same("grad_h0", other.grad_h0.data(), grad_h0);
             check_same("grad_c0", other.grad_c0.data(), grad_c0);
-            check_same("grad_norm", other.grad_norm.data(), grad_norm);
+            check_same("grad_cell", other.grad_cell.data(), grad_cell);
         }
     }
 

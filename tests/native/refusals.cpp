@@ -34,11 +34,6 @@ void refuse_masks(const Trial<Call>& trial) {
                 call.cell.*likely = wrong;
             });
         }
-        trial.refuse("with a norm, nothing is held or dropped", [&](Call& call) {
-            call.cell.keys = keys;
-            call.cell.norm = call.w_h;
-            call.cell.*likely = 0.5f;
-        });
     }
     trial.refuse("nothing is dropped without keys", [](Call& call) { call.cell.dropout = 0.5f; });
 }
@@ -109,7 +104,10 @@ void refuse_backward() {
     for (const float clip : {-1.0f, std::nanf("")}) {
         trial.refuse("the bound of c must be positive, or 0 for none", [&](B& call) { call.cell.clip = clip; });
     }
-    trial.refuse("with a norm, grad_norm must not be NULL", [&](B& call) { call.cell.norm = call.c; });
+    for (const float* UnrolledCell::*with : {&UnrolledCell::norm, &UnrolledCell::peephole}) {
+        trial.refuse("with a norm or a peephole, grad_cell must not be NULL",
+                     [&](B& call) { call.cell.*with = call.c; });
+    }
     refuse_masks(trial);
     for (UnrolledGradient B::*gradient : {&B::grad_h, &B::grad_c, &B::grad_gates}) {
         for (int64_t UnrolledGradient::*stride : {&UnrolledGradient::time_stride, &UnrolledGradient::row_stride}) {

@@ -133,9 +133,9 @@ struct Where {
 };
 
 // One row of one step. `dh` is what comes from the step behind through h; `dc`, what comes through c, goes on to the step
-// before. `of_norm` [planes_of_norm, hidden] grows by what this step adds.
+// before. `of_cell` [gradient_planes, hidden] grows by what this step adds.
 void check_row_gradients(const Sequence& sequence, const Cotangents& given, const Backward& run, Where where,
-                         const std::vector<Near>& dh_later, std::vector<Near>& carried, std::vector<Near>& of_norm) {
+                         const std::vector<Near>& dh_later, std::vector<Near>& carried, std::vector<Near>& of_cell) {
     const int64_t rows = sequence.sizes.rows, hidden = sequence.sizes.hidden, step = where.step, row = where.row;
     const int64_t at = step * rows + row;
     const bool fresh = starts(sequence, step, row), peephole = sequence.options.peephole, norm = sequence.options.norm;
@@ -158,7 +158,7 @@ void check_row_gradients(const Sequence& sequence, const Cotangents& given, cons
         behind[3][k] = (dh * squashed_c[k] + exact(given.gates(step, row, 3 * hidden + unit))) *
                        sequence.gate_slope(gates[3 * hidden + unit]);
         if (!norm) continue;
-        Near &gain = of_norm[4 * units + k], &shift = of_norm[9 * units + k];
+        Near &gain = of_cell[4 * units + k], &shift = of_cell[9 * units + k];
         gain = gain + into_c[k] * of_c.values[k];
         shift = shift + into_c[k];
         into_c[k] = into_c[k] * sequence.gain_at(4, unit);
@@ -180,10 +180,10 @@ void check_row_gradients(const Sequence& sequence, const Cotangents& given, cons
         dc = dc * exact(gate(1));
         if (peephole) dc = dc + behind[0][k] * looks(0) + behind[1][k] * looks(1);
         carried[k] = fresh ? none : dc;
-        if (!norm || !peephole) continue;
+        if (!peephole) continue;
         const Near seen[] = {behind[0][k] * c_before, behind[1][k] * c_before, behind[3][k] * exact(c[k])};
         for (std::size_t which = 0; which < 3; ++which) {
-            Near& to = of_norm[(10 + which) * units + k];
+            Near& to = of_cell[of_cell.size() - (3 - which) * units + k];
             to = to + seen[which];
         }
     }
@@ -195,7 +195,7 @@ void check_row_gradients(const Sequence& sequence, const Cotangents& given, cons
             const Standard own(gates + (4 + number) * hidden, hidden);
             std::vector<Near> gained;
             for (std::size_t k = 0; k < units; ++k) {
-                Near &gain = of_norm[which * units + k], &shift = of_norm[(5 + which) * units + k];
+                Near &gain = of_cell[which * units + k], &shift = of_cell[(5 + which) * units + k];
                 gain = gain + behind[which][k] * own.values[k];
                 shift = shift + behind[which][k];
                 gained.push_back(behind[which][k] * sequence.gain_at(number, static_cast<int64_t>(k)));
@@ -358,7 +358,7 @@ Backward::Backward(const Sequence& sequence, const Floats& c, const Floats& gate
       grad_pre(4 * sequence.sizes.states(), place),
       grad_h0(sequence.sizes.rows * sequence.sizes.hidden, place),
       grad_c0(sequence.sizes.rows * sequence.sizes.hidden, place),
-      grad_norm(sequence.sizes.rows * sequence.planes_of_norm() * sequence.sizes.hidden, place),
+      grad_cell(sequence.sizes.rows * sequence.gradient_planes() * sequence.sizes.hidden, place),
       grad_h_(given.h.values, place),
       grad_c_(given.c.values, place),
       grad_gates_(given.gates.values, place),
@@ -387,7 +387,7 @@ Backward::Backward(const Sequence& sequence, const Floats& c, const Floats& gate
     call.grad_h0 = grad_h0.data();
     call.grad_c0 = grad_c0.data();
     call.cell = sequence.cell(peephole_, norm_);
-    call.grad_norm = sequence.options.norm ? grad_norm.data() : nullptr;
+    call.grad_cell = sequence.gradient_planes() > 0 ? grad_cell.data() : nullptr;
     call.scratch = scratch_.data();
     call.scratch_floats = scratch_.count();
 }
@@ -399,7 +399,7 @@ void check_backward(const Sequence& sequence, const Cotangents& given, const Bac
     const float* grad_pre = run.grad_pre.data();
     for (int64_t row = 0; row < rows; ++row) {
         std::vector<Near> carried_c(units, none);
-        std::vector<Near> of_norm(static_cast<std::size_t>(sequence.planes_of_norm()) * units, none);
+        std::vector<Near> of_cell(static_cast<std::size_t>(sequence.gradient_planes()) * units, none);
         for (int64_t step = steps - 1; step >= -1; --step) {
             const int64_t at = step * rows + row;
             if (step >= 0 && ended(sequence, step, row)) {
@@ -413,7 +413,7 @@ void check_backward(const Sequence& sequence, const Cotangents& given, const Bac
                 dh.push_back(cut ? none : carried(sequence, grad_pre + 4 * (at + rows) * hidden, unit));
             }
             if (step >= 0) {
-                check_row_gradients(sequence, given, run, {step, row}, dh, carried_c, of_norm);
+                check_row_gradients(sequence, given, run, {step, row}, dh, carried_c, of_cell);
                 continue;
             }
             for (int64_t unit = 0; unit < hidden; ++unit) {
@@ -422,9 +422,9 @@ void check_backward(const Sequence& sequence, const Cotangents& given, const Bac
                 check_near("grad_c0", k, run.grad_c0.data()[k], carried_c.data()[unit]);
             }
         }
-        for (std::size_t k = 0; k < of_norm.size(); ++k) {
-            const auto number = row * static_cast<int64_t>(of_norm.size()) + static_cast<int64_t>(k);
-            check_near("grad_norm", number, run.grad_norm.data()[number], of_norm[k]);
+        for (std::size_t k = 0; k < of_cell.size(); ++k) {
+            const auto number = row * static_cast<int64_t>(of_cell.size()) + static_cast<int64_t>(k);
+            check_near("grad_cell", number, run.grad_cell.data()[number], of_cell[k]);
         }
     }
 }

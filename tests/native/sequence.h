@@ -37,7 +37,7 @@ struct Sequence {
     UnrolledCell cell(const Buffer<float>& of_peephole, const Buffer<float>& of_norm) const;
     // Numbers of a unit that are stored of a step: the gates, and the sums that are normalised.
     int64_t planes() const { return options.norm ? 8 : 4; }
-    int64_t planes_of_norm() const { return !options.norm ? 0 : options.peephole ? 13 : 10; }
+    int64_t gradient_planes() const { return (options.norm ? 10 : 0) + (options.peephole ? 3 : 0); }
     // The cell's functions, and their slopes from what they returned.
     Near gate(Near x) const { return options.hard_gates ? hard_sigmoid(x) : sigmoid(x); }
     Near squashed(Near x) const { return options.relu ? relu(x) : tanh(x); }
@@ -113,7 +113,7 @@ class Backward {
     Backward(const Sequence& sequence, const Floats& c, const Floats& gates, const Cotangents& given, Place place);
 
     UnrolledBackward call;
-    Buffer<float> grad_pre, grad_h0, grad_c0, grad_norm;
+    Buffer<float> grad_pre, grad_h0, grad_c0, grad_cell;
 
    private:
     Buffer<float> grad_h_, grad_c_, grad_gates_, w_h_, c_, gates_, c0_, peephole_, norm_;

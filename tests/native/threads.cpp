@@ -38,7 +38,7 @@ StepResult run_both_ways(const UnrolledRun& run, const Sequence& sequence, const
     StepResult result{forward.h.values(), forward.c.values(), forward.gates.values()};
     Backward backward(sequence, result.c, result.out, given, Place::heap);
     accepted(unrolled_backward(&run, &backward.call));
-    for (const Buffer<float>* more : {&backward.grad_pre, &backward.grad_h0, &backward.grad_c0, &backward.grad_norm}) {
+    for (const Buffer<float>* more : {&backward.grad_pre, &backward.grad_h0, &backward.grad_c0, &backward.grad_cell}) {
         const Floats values = more->values();
         result.out.insert(result.out.end(), values.begin(), values.end());
     }

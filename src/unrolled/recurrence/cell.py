@@ -125,9 +125,9 @@ class Cell(NamedTuple):
         return 4 if self.norm is None else 8
 
     @property
-    def planes_of_norm(self) -> int:
-        """How many numbers of a unit the gradient of the norm is; with one, the peephole's is made beside it."""
-        return 0 if self.norm is None else 10 if self.peephole is None else 13
+    def gradient_planes(self) -> int:
+        """How many numbers of a unit the gradient of the cell's own tensors is: the norm's, and then the peephole's."""
+        return (0 if self.norm is None else 10) + (0 if self.peephole is None else 3)
 
     def gate(self, x: Tensor) -> Tensor:
         # Not F.hardsigmoid: its slope is a float32's 1/6 in float64 too. F.hardtanh has none at its bounds, as below.

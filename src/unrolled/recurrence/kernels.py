@@ -114,7 +114,7 @@ def backward(
     cell = contiguous(cell)
     grad_pre = empty((steps, rows, 4, hidden))
     grad_h0, grad_c0 = empty((rows, hidden)), empty((rows, hidden))
-    grad_norm = empty((rows, cell.planes_of_norm, hidden))
+    grad_cell = empty((rows, cell.gradient_planes, hidden))
     scratch = kept("backward", _library().unrolled_backward_scratch(hidden))
     _expect(w_h, (hidden, 4, hidden))
     _expect(c, (steps, rows, hidden))
@@ -124,10 +124,10 @@ def backward(
         *(steps, rows, hidden),
         *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
         *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
-        *(scratch.numel(), cell_struct(cell, rows, hidden), *_addresses(grad_norm, cell.h_mask)),
+        *(scratch.numel(), cell_struct(cell, rows, hidden), *_addresses(grad_cell, cell.h_mask)),
     )
     _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
-    return grad_pre, grad_h0, grad_c0, grad_norm
+    return grad_pre, grad_h0, grad_c0, grad_cell
 
 
 def random_words(keys: Tensor, first: int, steps: int, units: int) -> Tensor:

@@ -123,7 +123,7 @@ def backward(
     f = gates[:, :, 1].unbind(0)
     dc_by_gate = dc.unsqueeze(1)
     reset_at, ended_at = _where(resets), _where(None if lengths is None else reference.ended(lengths, steps))
-    of_norm = dc.new_zeros(rows, cell.planes_of_norm, hidden)
+    of_cell = dc.new_zeros(rows, cell.gradient_planes, hidden)
     block = _block(rows, hidden, gates)
     for stop in range(steps, 0, -block):
         start = max(0, stop - block)
@@ -187,10 +187,14 @@ def backward(
             if (mask := reset_at.get(t)) is not None:
                 dh.masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
-        if norm is not None:
-            ended = None if lengths is None else reference.ended(lengths, steps)[start:stop]
-            of_norm += norm.gradient(through_squash, new_c, c_before, ended)
-    return grad_pre, dh, dc, of_norm
+        if cell.gradient_planes:
+            ended = None if lengths is None else reference.ended(lengths, steps)[start:stop].unsqueeze(-1)
+            parts = [] if norm is None else norm.gradient(through_squash, ended)
+            if cell.peephole is not None:
+                behind = grad_pre[start:stop] if norm is None else norm.behind
+                parts += _gradient_of_peephole(behind, new_c, c_before, ended)
+            of_cell += torch.cat([part.sum(0) for part in parts], 1)
+    return grad_pre, dh, dc, of_cell
 
 
 class _Norm:
@@ -198,10 +202,10 @@ class _Norm:
 
     def __init__(self, cell: Cell, c: Tensor, sums: Tensor) -> None:
         assert cell.norm is not None
-        self._cell, self._gain = cell, cell.norm[0]
+        self._gain = cell.norm[0]
         self._c, self._c_factor = standardized(c)
         self._sums, self._factor = standardized(sums)
-        self._behind = torch.empty_like(sums, memory_format=torch.contiguous_format)
+        self.behind = torch.empty_like(sums, memory_format=torch.contiguous_format)
 
     def through_c(self, grad: Tensor, t: int) -> Tensor:
         """The gradient of c from that of the normed c."""
@@ -209,19 +213,22 @@ class _Norm:
 
     def through_gates(self, grad: Tensor, t: int) -> None:
         """From the gradient of the normed sums [B, 4, H] to that of the sums, in place; the former is kept."""
-        behind = self._behind[t].copy_(grad)
+        behind = self.behind[t].copy_(grad)
         grad.copy_(through_norm(behind * self._gain[OF_GATES], self._sums[t], self._factor[t]))
 
-    def gradient(self, seen: Tensor, c: Tensor, c_before: Tensor, ended: Tensor | None) -> Tensor:
-        """Of each row, as `reference.scan_backward` has it; `seen` is the gradient of the normed c."""
+    def gradient(self, seen: Tensor, ended: Tensor | None) -> list[Tensor]:
+        """Of each step and row, as `reference.scan_backward` has it; `seen` is the gradient of the normed c."""
         if ended is not None:
-            ended = ended.unsqueeze(-1)
-            seen, c_before = seen.masked_fill(ended, 0), c_before.masked_fill(ended, 0)
-        behind = self._behind
-        parts = [behind * self._sums, (seen * self._c).unsqueeze(2), behind, seen.unsqueeze(2)]
-        if self._cell.peephole is not None:
-            parts += [behind[:, :, :2] * c_before.unsqueeze(2), (behind[:, :, 3] * c).unsqueeze(2)]
-        return torch.cat([part.sum(0) for part in parts], 1)
+            seen = seen.masked_fill(ended, 0)
+        behind = self.behind
+        return [behind * self._sums, (seen * self._c).unsqueeze(2), behind, seen.unsqueeze(2)]
+
+
+def _gradient_of_peephole(behind: Tensor, c: Tensor, c_before: Tensor, ended: Tensor | None) -> list[Tensor]:
+    """Of each step and row; `behind` [T, B, 4, H]: the gradients behind the gates, 0 where a row has ended."""
+    if ended is not None:
+        c_before = c_before.masked_fill(ended, 0)
+    return [behind[:, :, :2] * c_before.unsqueeze(2), (behind[:, :, 3] * c).unsqueeze(2)]
 
 
 def _before(c: Tensor, c0: Tensor, resets: Tensor | None, start: int, stop: int) -> Tensor:

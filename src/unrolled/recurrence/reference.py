@@ -113,19 +113,19 @@ def scan_backward(
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0, of c0 and of the norm.
+    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0, of c0 and of the cell.
 
     `grad_h`, `grad_c` and `grad_gates` are the cotangents of what `scan` returned (None is zeros). The gradients of the
     weights are products of these results with x and h, taken once for all steps.
 
-    Of a cell with layer normalisation the pre-activations are the sums before it, and the last result is, for each row,
-    [B, 10, H], the gradient of the gains and shifts, and with a peephole [B, 13, H] also its gradient; else [B, 0, H].
+    Of a cell with layer normalisation the pre-activations are the sums before it. The last result, [B, N, H], is for
+    each row the gradient of the gains and shifts, if there are any, in ten planes, and of a peephole in three more.
     """
     grad_h = _zeros_like_h(c, w_h) if grad_h is None else grad_h
     grad_c = torch.zeros_like(c) if grad_c is None else grad_c
     grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
     dh, dc = _zeros_like_h(c0, w_h), torch.zeros_like(c0)
-    dpres, of_norm = [], c0.new_zeros(c0.shape[0], cell.planes_of_norm, c0.shape[1])
+    dpres, of_cell = [], c0.new_zeros(c0.shape[0], cell.gradient_planes, c0.shape[1])
     for t in reversed(range(c.shape[0])):
         i, f, g, o = gates[t, :, :4].unbind(-2)
         di, df, dg, do = grad_gates[t, :, :4].unbind(-2)
@@ -157,13 +157,17 @@ def scan_backward(
             dc = dc + dpre_i * cell.peephole[0] + dpre_f * cell.peephole[1]
         if ended_rows is not None:
             dpre, dc, dseen = _zero(dpre, ended_rows), _zero(dc, ended_rows), _zero(dseen, ended_rows)
+        parts: list[Tensor] = []
+        if cell.peephole is not None:
+            parts += [dpre[:, :2] * before.unsqueeze(1), (dpre[:, 3] * new)[:, None]]
         if cell.norm is not None:
             sums, factor = standardized(gates[t, :, 4:])
             seen, _ = standardized(new)
-            looks = () if cell.peephole is None else (dpre[:, :2] * before.unsqueeze(1), (dpre[:, 3] * new)[:, None])
-            of_norm = of_norm + torch.cat([dpre * sums, (dseen * seen)[:, None], dpre, dseen[:, None], *looks], 1)
+            parts = [dpre * sums, (dseen * seen)[:, None], dpre, dseen[:, None], *parts]
             from_sums = grad_gates[t, :, 4:] if ended_rows is None else _zero(grad_gates[t, :, 4:], ended_rows)
             dpre = through_norm(dpre * cell.norm[0, OF_GATES], sums, factor) + from_sums
+        if parts:
+            of_cell = of_cell + torch.cat(parts, 1)
         dh = cell.dropped_h(dpre.flatten(-2) @ w_h.flatten(1).mT)
         if dh_held is not None:
             dh = dh + (dh_held if ended_rows is None else _zero(dh_held, ended_rows))
@@ -171,8 +175,8 @@ def scan_backward(
             dh, dc = _zero(dh, resets[t]), _zero(dc, resets[t])
         dpres.append(dpre)
     if not dpres:
-        return torch.zeros_like(gates[:, :, :4]), dh, dc, of_norm
-    return torch.stack(dpres[::-1]), dh, dc, of_norm
+        return torch.zeros_like(gates[:, :, :4]), dh, dc, of_cell
+    return torch.stack(dpres[::-1]), dh, dc, of_cell
 
 
 def _through_norm_of_c(dseen: Tensor, c: Tensor, cell: Cell) -> Tensor:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import reference
 from .calls import Function, below_autograd
-from .cell import DIFFERENTIABLE, OF_C, PLAIN, TENSORS, Cell, Drawn, to_new
+from .cell import DIFFERENTIABLE, OF_C, PLAIN, TENSORS, Cell, to_new
 from .masks import random_words
 from .precision import full_precision
 
@@ -189,7 +189,7 @@ def _like_backward(
     steps, rows, _, hidden = gates.shape
     new, cell = c0.new_empty, Cell(*others[total - 7 - len(PLAIN) :])
     grad_pre, grad_h0, grad_c0 = gates.new_empty(steps, rows, 4, hidden), new(rows, w_h.shape[0]), new(rows, hidden)
-    return grad_pre, grad_h0, grad_c0, new(rows, cell.planes_of_norm, hidden)
+    return grad_pre, grad_h0, grad_c0, new(rows, cell.gradient_planes, hidden)
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
@@ -225,31 +225,26 @@ def _first_order(
     projection, cell = others[: -len(TENSORS)], _with_tensors(ctx, others[-len(TENSORS) :])
     if all(grad is None for grad in grads):
         return (None,) * (6 + len(projection) + len(PLAIN))
-    grad_pre, grad_h0, grad_c0, of_norm = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
+    grad_pre, grad_h0, grad_c0, of_cells = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
     grad_w_h = None
-    drawn, new_c, before = Drawn(), c, c
-    if cell.peephole is not None or any(weight is not None for weight in projection):
-        drawn = cell.drawn(0, c.shape[0], (h.shape[-1], c.shape[-1]), random_words)
-        before = reference.c_before(c, c0, resets, lengths)
-        new_c = reference.new_c(c, gates, before, cell, drawn)
     with full_precision(w_h):
         if ctx.needs_input_grad[1]:
             taken_in = cell.dropped_h(h0), cell.dropped_h(h)
             grad_w_h = _grad_recurrent_weights(weight_gradient, *taken_in, grad_pre, resets, lengths)
         grad_projection: list[Tensor | None] = [None] * len(projection)
         if projection and projection[0] is not None:
+            drawn = cell.drawn(0, c.shape[0], (h.shape[-1], c.shape[-1]), random_words)
+            new_c = reference.new_c(c, gates, reference.c_before(c, c0, resets, lengths), cell, drawn)
             grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
             dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
             through = to_new(dh, drawn.held_h)
             grad_projection = [_grad_of_projection(weight_gradient, cell, new_c, gates, through)]
         of_cell: dict[str, Tensor] = {}
+        of_all = of_cells.sum(0) if cell.gradient_planes else of_cells
         if cell.norm is not None:
-            of_all = of_norm.sum(0)
             of_cell["norm"] = of_all[:10].reshape(cell.norm.shape)
-            if cell.peephole is not None:
-                of_cell["peephole"] = of_all[10:]
-        elif cell.peephole is not None:
-            of_cell["peephole"] = _grad_of_peephole(before, new_c, grad_pre)
+        if cell.peephole is not None:
+            of_cell["peephole"] = of_all[-3:]
     grad_cell = [of_cell.get(name) for name in Cell._fields]
     return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, *grad_cell
 
@@ -278,15 +273,6 @@ def _grad_recurrent_weights(
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
     rest = weight_gradient(h[:-1].reshape(-1, width), dpre[1:].reshape(-1, 4 * hidden), skip)
     return torch.addmm(rest, h0.mT, dpre[:1].sum(0)).reshape(width, 4, hidden)
-
-
-def _grad_of_peephole(before: Tensor, new_c: Tensor, grad_pre: Tensor) -> Tensor:
-    """The sum over all steps and rows of c_{t-1} dpre_i, c_{t-1} dpre_f and c_t dpre_o, [3, H].
-
-    `before` is c_{t-1}, and `new_c` the c_t that o saw.
-    """
-    of_i_and_f = (grad_pre[:, :, :2] * before.unsqueeze(2)).sum((0, 1))
-    return torch.cat([of_i_and_f, (grad_pre[:, :, 3] * new_c).sum((0, 1)).unsqueeze(0)])
 
 
 def _grad_of_projection(weight_gradient: WeightGradient, cell: Cell, c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:

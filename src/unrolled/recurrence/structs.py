@@ -50,7 +50,7 @@ class Backward(ctypes.Structure):
         *_pointers("w_h", "c", "gates", "c0", "resets", "lengths", "grad_pre", "grad_h0", "grad_c0", "scratch"),
         ("scratch_floats", c_int64),
         ("cell", CellStruct),
-        *_pointers("grad_norm", "h_mask"),
+        *_pointers("grad_cell", "h_mask"),
     ]
 
 
