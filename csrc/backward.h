@@ -1,295 +1,122 @@
 // One layer over time, backward: the gradients of the pre-activations, step by step from the last.
 //
-// With layer normalisation a step's product leaves what reaches h, and when that is there for a row, its cell follows.
+// Where h is projected, a step's first product leaves the gradient of h for a second one, back through the projection;
+// with layer normalisation what reaches h is stored, and when that is there for a row, its cell follows.
 #pragma once
 
-#include "cell.h"
-#include "forward.h"
-#include "tasks.h"
-#include "tile.h"
+#include "backward_cell.h"
 
 namespace unrolled {
 namespace UNROLLED_ISA {
 
-UNROLLED_INLINE Vector cotangent(const UnrolledGradient& gradient, int64_t t, int64_t row, int64_t at, int64_t count) {
-    if (gradient.data == nullptr) return zero();
-    return load_some(gradient.data + t * gradient.time_stride + row * gradient.row_stride + at, count);
-}
-
-template <bool kPlain>
-struct BackwardStep {
-    const UnrolledBackward& call;
+// Some units of c for some rows of a step, from the gradient of the h that they were projected to.
+struct BackwardProjection {
+    const BackwardStep<false>& step;
     const float* packed;
-    const float* zeros;
-    int64_t t, block;  // t = -1: what reaches h0
-    const int64_t* rows;
-
-    bool starts(int64_t step, int64_t row) const {
-        return call.resets != nullptr && step < call.steps && call.resets[step * call.rows + row] != 0;
-    }
+    int64_t block;
 
     template <int kRows>
     void tile(int64_t first) const {
-        const int64_t hidden = call.hidden, unit = block * kBlockColumns;
+        const UnrolledBackward& call = step.call;
+        const int64_t hidden = call.hidden, width = call.projected, unit = block * kBlockColumns;
+        const float* from[kRows];
+        for (int r = 0; r < kRows; ++r) {
+            from[r] = call.grad_projected + (step.t * call.rows + step.rows[first + r]) * width;
+        }
         Vector sum[kRows][kPanel];
-#pragma GCC unroll 8
+        clear(sum);
+        accumulate<kRows, 1>(from, width, FloatPanels{packed + block * width * kBlockColumns, 0}, sum);
         for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-            for (int v = 0; v < kPanel; ++v) sum[r][v] = zero();
-        }
-        if (t + 1 < call.steps) {
-            const float* later[kRows];
-            for (int r = 0; r < kRows; ++r) {
-                later[r] = call.grad_pre + ((t + 1) * call.rows + rows[first + r]) * 4 * hidden;
-            }
-            accumulate<kRows, 1>(later, 4 * hidden, FloatPanels{packed + block * 4 * hidden * kBlockColumns, 0}, sum);
-        }
-        const Options<kPlain> options{call.cell, hidden};
-        for (int r = 0; r < kRows; ++r) {
-            const int64_t row = rows[first + r];
-            const bool cut = starts(t + 1, row);
+            const int64_t row = step.rows[first + r];
             for (int v = 0; v < kPanel && unit + v * kLanes < hidden; ++v) {
-                const int64_t at = row * hidden + unit + v * kLanes, count = hidden - unit - v * kLanes;
-                Vector dh = cut ? zero() : sum[r][v];
-                if (!kPlain && call.h_mask != nullptr) dh = dh * load_some(call.h_mask + at, count);
-                if (options.holds_h() && t + 1 < call.steps) dh = dh + load_some(call.grad_h0 + at, count);
-                if (t < 0 || (!kPlain && call.cell.norm != nullptr)) {
-                    store_some(call.grad_h0 + at, dh, count);
+                const int64_t at = unit + v * kLanes;
+                if (call.cell.norm == nullptr) {
+                    step.cell(row, at, sum[r][v]);
                 } else {
-                    cell(row, unit + v * kLanes, dh);
+                    store_some(call.unprojected + row * hidden + at, sum[r][v], hidden - at);
                 }
             }
         }
     }
-
-    // `carried` is what comes from later steps; grad_c0 holds dL/dc on its way down, and grad_h0 what of dL/dh passes by
-    // the cell, where units are held.
-    UNROLLED_INLINE void cell(int64_t row, int64_t unit, Vector carried) const {
-        const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
-        const Options<kPlain> options{call.cell, hidden};
-        const Masks masks = options.masks(row, t, unit);
-        const Vector o = load_some(gates_of(row) + 3 * hidden + unit, count);
-        const Vector c = options.holds_c() ? not_held(options, row, unit, masks)
-                                           : load_some(call.c + at * hidden + unit, count);
-        const Vector squashed_c = options.squashed(c);
-        const Vector dh = of_new_h(options, row, unit, carried, masks);
-        const FromLater later = of_new_c(options, row, unit, masks);
-        const Vector dc = fma(dh * o, options.squashed_slope(squashed_c), later.now);
-        const Vector d_o = output_gate(options, row, unit, dh * squashed_c, o);
-        const Gradients found = gates(row, unit, c, dc, d_o, masks, later.passing);
-        if (options.peephole()) add_peephole(row, unit, found, c);
-        float* pre = call.grad_pre + at * 4 * hidden + unit;
-        for (int gate = 0; gate < 4; ++gate) store_some(pre + gate * hidden, found.pre[gate], count);
-    }
-
-    const float* gates_of(int64_t row) const {
-        return call.gates + (t * call.rows + row) * (kPlain ? 4 : planes(call)) * call.hidden;
-    }
-
-    // dL/dh of what the cell made, from what comes of later steps; grad_h0 is left what passes by the cell.
-    UNROLLED_INLINE Vector of_new_h(const Options<kPlain>& options, int64_t row, int64_t unit, Vector carried,
-                                    const Masks& masks) const {
-        const int64_t count = call.hidden - unit;
-        const Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
-        if (!options.holds_h()) return dh;
-        const Vector passing = options.to_before(dh, masks.held_h, options.cell.zoneout_h);
-        store_some(call.grad_h0 + row * call.hidden + unit, starts(t, row) ? zero() : passing, count);
-        return options.to_new(dh, masks.held_h, options.cell.zoneout_h);
-    }
-
-    struct FromLater {
-        Vector now, passing;
-    };
-
-    // dL/dc of what the cell made, from later steps and from outside, and what passes by the cell.
-    UNROLLED_INLINE FromLater of_new_c(const Options<kPlain>& options, int64_t row, int64_t unit,
-                                       const Masks& masks) const {
-        const int64_t count = call.hidden - unit;
-        Vector dc = cotangent(call.grad_c, t, row, unit, count);
-        if (t + 1 < call.steps) dc = dc + load_some(call.grad_c0 + row * call.hidden + unit, count);
-        if (!options.holds_c()) return {dc, zero()};
-        return {options.to_new(dc, masks.held_c, options.cell.zoneout_c),
-                options.to_before(dc, masks.held_c, options.cell.zoneout_c)};
-    }
-
-    UNROLLED_INLINE Vector output_gate(const Options<kPlain>& options, int64_t row, int64_t unit, Vector d_o,
-                                       Vector o) const {
-        const int64_t at = 3 * call.hidden + unit, count = call.hidden - unit;
-        if (call.grad_gates.data != nullptr) d_o = d_o + cotangent(call.grad_gates, t, row, at, count);
-        return d_o * options.gate_slope(o);
-    }
-
-    struct Gradients {
-        Vector pre[4], c_before;
-    };
-
-    // To the row's gradient of the peepholes, which is the last of its cell's.
-    UNROLLED_INLINE void add_peephole(int64_t row, int64_t unit, const Gradients& found, Vector c) const {
-        const int64_t hidden = call.hidden, count = hidden - unit;
-        float* to = call.grad_cell + ((row + 1) * gradient_planes(call.cell) - 3) * hidden + unit;
-        store_some(to, fma(found.pre[0], found.c_before, load_some(to, count)), count);
-        store_some(to + hidden, fma(found.pre[1], found.c_before, load_some(to + hidden, count)), count);
-        store_some(to + 2 * hidden, fma(found.pre[3], c, load_some(to + 2 * hidden, count)), count);
-    }
-
-    const float* c_before_of(int64_t row) const {
-        if (starts(t, row)) return zeros;
-        return t ? call.c + ((t - 1) * call.rows + row) * call.hidden : call.c0 + row * call.hidden;
-    }
-
-    // c as o and h saw it.
-    UNROLLED_INLINE Vector not_held(const Options<kPlain>& options, int64_t row, int64_t unit,
-                                    const Masks& masks) const {
-        const int64_t hidden = call.hidden, count = hidden - unit;
-        const float* own = gates_of(row) + unit;
-        const Vector g = options.written(load_some(own + 2 * hidden, count), masks);
-        return new_c(load_some(own, count), load_some(own + hidden, count), g,
-                     load_some(c_before_of(row) + unit, count), options);
-    }
-
-    const float* row_not_held(const Options<kPlain>& options, int64_t row, float* to) const {
-        for_each_vector(call.hidden, [&](int64_t unit, int64_t count, int) {
-            store_some(to + unit, not_held(options, row, unit, options.masks(row, t, unit)), count);
-        });
-        return to;
-    }
-
-    // From dL/dc_t, but for what o sees of it, and the gradient behind o to those behind the other gates; and on to
-    // dL/dc of the step before.
-    UNROLLED_INLINE Gradients gates(int64_t row, int64_t unit, Vector c, Vector dc, Vector d_o, const Masks& masks,
-                                    Vector passing_c) const {
-        const int64_t hidden = call.hidden, count = hidden - unit;
-        const Options<kPlain> options{call.cell, hidden};
-        const float* own = gates_of(row) + unit;
-        const Vector i = load_some(own, count), f = load_some(own + hidden, count);
-        const Vector g = load_some(own + 2 * hidden, count);
-        const bool fresh = starts(t, row);
-        const Vector c_before = load_some(c_before_of(row) + unit, count);
-        if (options.peephole()) dc = fma(d_o, options.peephole_at(2, unit), dc);
-        if (options.clips()) dc = options.through_clip(dc, c);
-        Vector di = dc * options.written(g, masks), df = dc * c_before, dg = options.written(dc * i, masks);
-        if (call.grad_gates.data != nullptr) {
-            di = di + cotangent(call.grad_gates, t, row, unit, count);
-            df = df + cotangent(call.grad_gates, t, row, hidden + unit, count);
-            dg = dg + cotangent(call.grad_gates, t, row, 2 * hidden + unit, count);
-        }
-        di = di * options.gate_slope(i);
-        df = df * options.gate_slope(f);
-        dc = dc * f;
-        if (options.peephole()) {
-            dc = fma(di, options.peephole_at(0, unit), fma(df, options.peephole_at(1, unit), dc));
-        }
-        if (options.holds_c()) dc = dc + passing_c;
-        store_some(call.grad_c0 + row * hidden + unit, fresh ? zero() : dc, count);
-        return {{di, df, dg * options.squashed_slope(g), d_o}, c_before};
-    }
-
-    // The cells of a whole row, behind the product, which has left in grad_h0 what reaches h from later steps. Where the
-    // gradients of the sums will be, there are meanwhile c as o and h saw it, that of the normed c, and those behind the
-    // gates.
-    void normed(int64_t row) const {
-        const int64_t hidden = call.hidden, at = t * call.rows + row;
-        const Options<kPlain> options{call.cell, hidden};
-        const float *own = gates_of(row), *sums = own + 4 * hidden;
-        float *pre = call.grad_pre + at * 4 * hidden, *through = pre + hidden;
-        const float* c = options.holds_c() ? row_not_held(options, row, pre) : call.c + at * hidden;
-        const NormGradient gradient{call.grad_cell + row * gradient_planes(call.cell) * hidden, hidden};
-        const float size = static_cast<float>(hidden);
-
-        const auto of_c = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return c + unit; });
-        RowSums<2> along_c;
-        for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
-            const Vector standard = of_c.standard(0, load_some(c + unit, count));
-            const Vector squashed_c = options.squashed(options.normed(4, unit, standard));
-            const Vector o = load_some(own + 3 * hidden + unit, count);
-            const Vector carried = load_some(call.grad_h0 + row * hidden + unit, count);
-            const Vector dh = of_new_h(options, row, unit, carried, options.masks_of_h(row, t, unit));
-            const Vector seen = dh * o * options.squashed_slope(squashed_c);
-            gradient.add(4, unit, count, seen, standard);
-            store_some(through + unit, seen, count);
-            store_some(pre + 3 * hidden + unit, output_gate(options, row, unit, dh * squashed_c, o), count);
-            along_c.add(0, v, seen * options.gain_at(4, unit), standard);
-        });
-        const Along<1> back_to_c(along_c, size);
-
-        const auto of_gates = moments<4>(hidden, [&](int gate, int64_t unit) UNROLLED_INLINE_LAMBDA {
-            return sums + gate * hidden + unit;
-        });
-        RowSums<8> along;
-        for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
-            const Masks masks = options.masks(row, t, unit);
-            const Vector c_now = load_some(c + unit, count);
-            const Vector seen = load_some(through + unit, count) * options.gain_at(4, unit);
-            const Vector d_o = load_some(pre + 3 * hidden + unit, count);
-            const FromLater later = of_new_c(options, row, unit, masks);
-            const Vector dc = later.now + back_to_c.through(0, seen, of_c.standard(0, c_now), of_c.factor[0]);
-            const Gradients found = gates(row, unit, c_now, dc, d_o, masks, later.passing);
-#pragma GCC unroll 4
-            for (int gate = 0; gate < 4; ++gate) {
-                const Vector standard = of_gates.standard(gate, load_some(sums + gate * hidden + unit, count));
-                gradient.add(gate, unit, count, found.pre[gate], standard);
-                store_some(pre + gate * hidden + unit, found.pre[gate], count);
-                along.add(gate, v, found.pre[gate] * options.gain_at(gate, unit), standard);
-            }
-            if (options.peephole()) add_peephole(row, unit, found, c_now);
-        });
-        const Along<4> back(along, size);
-        for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
-#pragma GCC unroll 4
-            for (int gate = 0; gate < 4; ++gate) {
-                const int64_t k = gate * hidden + unit;
-                const Vector standard = of_gates.standard(gate, load_some(sums + k, count));
-                const Vector behind = load_some(pre + k, count) * options.gain_at(gate, unit);
-                const Vector given = cotangent(call.grad_gates, t, row, 4 * hidden + k, count);
-                store_some(pre + k, back.through(gate, behind, standard, of_gates.factor[gate]) + given, count);
-            }
-        });
-    }
 };
 
-inline void clear_ended(const UnrolledBackward& call, int64_t t, int64_t row, int64_t begin, int64_t end) {
-    const int64_t hidden = call.hidden, bytes = (end - begin) * 4;
-    std::memset(call.grad_c0 + row * hidden + begin, 0, bytes);
-    std::memset(call.grad_h0 + row * hidden + begin, 0, bytes);
+// Of a row that has ended, some columns of what its h has left to the step before.
+inline void clear_ended_h(const UnrolledBackward& call, int64_t t, int64_t row, Range columns) {
+    const int64_t width = h_width(call), bytes = (columns.end - columns.begin) * 4;
+    std::memset(call.grad_h0 + row * width + columns.begin, 0, bytes);
+    if (call.w_hr == nullptr) return;
+    std::memset(call.grad_projected + (t * call.rows + row) * width + columns.begin, 0, bytes);
+}
+
+// The same of its cells.
+inline void clear_ended(const UnrolledBackward& call, int64_t t, int64_t row, Range units) {
+    const int64_t hidden = call.hidden, bytes = (units.end - units.begin) * 4;
+    std::memset(call.grad_c0 + row * hidden + units.begin, 0, bytes);
     for (int gate = 0; gate < 4; ++gate) {
-        std::memset(call.grad_pre + ((t * call.rows + row) * 4 + gate) * hidden + begin, 0, bytes);
+        std::memset(call.grad_pre + ((t * call.rows + row) * 4 + gate) * hidden + units.begin, 0, bytes);
+    }
+}
+
+// Calls run(count, rows) for the rows that have not ended, some at a time, and clear(row) for the others.
+template <typename Clear, typename Run>
+UNROLLED_INLINE void for_live_rows(const UnrolledBackward& call, int64_t t, Range rows, const Clear& clear,
+                                   const Run& run) {
+    for (int64_t chunk = rows.begin; chunk < rows.end; chunk += kRowChunk) {
+        int64_t live[kRowChunk], count = 0;
+        const int64_t end = chunk + kRowChunk < rows.end ? chunk + kRowChunk : rows.end;
+        for (int64_t row = chunk; row < end; ++row) {
+            if (t >= 0 && ended(call, t, row)) {
+                clear(row);
+            } else {
+                live[count++] = row;
+            }
+        }
+        run(count, live);
     }
 }
 
 template <bool kPlain>
 void backward_step(const BackwardTask& task, int64_t t, Range rows, Range blocks) {
     const UnrolledBackward& call = task.call;
-    const int64_t units = call.hidden < blocks.end * kBlockColumns ? call.hidden : blocks.end * kBlockColumns;
-    for (int64_t chunk = rows.begin; chunk < rows.end; chunk += kRowChunk) {
-        int64_t live[kRowChunk], count = 0;
-        const int64_t end = chunk + kRowChunk < rows.end ? chunk + kRowChunk : rows.end;
-        for (int64_t row = chunk; row < end; ++row) {
-            if (t >= 0 && call.lengths != nullptr && call.lengths[row] <= t) {
-                clear_ended(call, t, row, blocks.begin * kBlockColumns, units);
-            } else {
-                live[count++] = row;
-            }
-        }
+    const Range columns = columns_of(blocks, kPlain ? call.hidden : h_width(call));
+    const auto clear = [&](int64_t row) {
+        clear_ended_h(call, t, row, columns);
+        if (kPlain || call.w_hr == nullptr) clear_ended(call, t, row, columns);
+    };
+    for_live_rows(call, t, rows, clear, [&](int64_t count, const int64_t* live) {
         for (int64_t k = blocks.begin; k < blocks.end; ++k) {
             const int64_t block = t % 2 ? blocks.end - 1 - (k - blocks.begin) : k;
             for_each_tile(count, BackwardStep<kPlain>{call, task.packed, task.zeros, t, block, live});
         }
-    }
+    });
 }
 
-// The cells of whole rows, behind the step's product.
+// Back through the projection, behind all that reaches h.
+inline void projection_step(const BackwardTask& task, int64_t t, Range rows, Range blocks) {
+    const UnrolledBackward& call = task.call;
+    const Range units = columns_of(blocks, call.hidden);
+    const auto clear = [&](int64_t row) { clear_ended(call, t, row, units); };
+    for_live_rows(call, t, rows, clear, [&](int64_t count, const int64_t* live) {
+        const BackwardStep<false> step{call, task.packed, task.zeros, t, 0, live};
+        for (int64_t block = blocks.begin; block < blocks.end; ++block) {
+            for_each_tile(count, BackwardProjection{step, task.packed_hr, block});
+        }
+    });
+}
+
+// The cells of whole rows, behind the step's products.
 inline void normed_step(const BackwardTask& task, int64_t t, Range rows) {
     const UnrolledBackward& call = task.call;
     const BackwardStep<false> step{call, task.packed, task.zeros, t, 0, nullptr};
     for (int64_t row = rows.begin; row < rows.end; ++row) {
-        if (call.lengths == nullptr || call.lengths[row] > t) step.normed(row);
+        if (!ended(call, t, row)) step.normed(row);
     }
 }
 
 // Row (gate, j) of the block's panel: W_h[n, gate, j] for the block's n, 0 behind the last.
 inline void pack_backward(const BackwardTask& task, int64_t block, int64_t gate) {
-    const int64_t hidden = task.call.hidden, unit = block * kBlockColumns;
-    const int64_t units = hidden - unit < kBlockColumns ? hidden - unit : kBlockColumns;
+    const int64_t hidden = task.call.hidden, unit = block * kBlockColumns, left = h_width(task.call) - unit;
+    const int64_t units = left < kBlockColumns ? left : kBlockColumns;
     float* to = task.packed + (block * 4 + gate) * hidden * kBlockColumns;
     if (units < kBlockColumns) std::memset(to, 0, hidden * kBlockColumns * 4);
     constexpr int64_t kTile = 16;
@@ -302,28 +129,50 @@ inline void pack_backward(const BackwardTask& task, int64_t block, int64_t gate)
     }
 }
 
+// All weights, of which a slot has its share.
+inline void pack_all(const BackwardTask& task, int64_t slot) {
+    const UnrolledBackward& call = task.call;
+    const int64_t slots = task.grid.slots(), panels = 4 * blocks_of(h_width(call), kBlockColumns);
+    const Range share = part(panels, slots, slot);
+    for (int64_t k = share.begin; k < share.end; ++k) pack_backward(task, k / 4, k % 4);
+    if (call.w_hr == nullptr) return;
+    const ProductTask product{{0, call.projected, call.hidden, nullptr, 0, call.w_hr, 1, call.projected},
+                              slots,
+                              task.packed_hr};
+    const Range columns = part(blocks_of(call.hidden, kBlockColumns), slots, slot);
+    for (int64_t block = columns.begin; block < columns.end; ++block) pack_product(product, block);
+}
+
+// The phases of a step: what reaches h and, without more, the cells; back through a projection; and with layer
+// normalisation the cells.
+inline void variant_phase(const BackwardTask& task, int64_t t, int64_t turn, Range rows, int64_t slot) {
+    const UnrolledBackward& call = task.call;
+    const bool projects = call.w_hr != nullptr;
+    if (turn > (projects ? 1 : 0)) return normed_step(task, t, own_rows(rows, task.grid, slot));
+    const int64_t columns = turn == 0 ? h_width(call) : call.hidden;
+    const ProductShare share(rows, blocks_of(columns, kBlockColumns), task.grid, slot);
+    if (turn == 0) return backward_step<false>(task, t, share.rows, share.blocks);
+    projection_step(task, t, share.rows, share.blocks);
+}
+
 template <bool kPlain>
 void backward(const void* given, int64_t phase, int64_t slot) {
     const BackwardTask& task = *static_cast<const BackwardTask*>(given);
     const Grid& grid = task.grid;
-    const int64_t blocks = blocks_of(task.call.hidden, kBlockColumns);
-    if (phase == 0) {
-        const Range share = part(blocks * 4, grid.slots(), slot);
-        for (int64_t k = share.begin; k < share.end; ++k) pack_backward(task, k / 4, k % 4);
-        return;
-    }
+    if (phase-- == 0) return pack_all(task, slot);
     const Range rows = part(task.call.rows, grid.row_groups, slot / grid.unit_groups);
-    const Range mine = part(blocks, grid.unit_groups, slot % grid.unit_groups);
-    const bool normalises = !kPlain && task.call.cell.norm != nullptr;
-    const int64_t last = task.call.steps - 1;
+    const Range mine = part(blocks_of(task.call.hidden, kBlockColumns), grid.unit_groups, slot % grid.unit_groups);
+    const int64_t last = task.call.steps - 1, turns = task.turns;
     if (grid.unit_groups > 1) {
-        if (!normalises) return backward_step<kPlain>(task, last - (phase - 1), rows, mine);
-        if (phase % 2 == 1) return backward_step<kPlain>(task, last - phase / 2, rows, mine);
-        return normed_step(task, last - (phase / 2 - 1), own_rows(rows, grid, slot));
+        if (kPlain) return backward_step<kPlain>(task, last - phase, rows, mine);
+        return variant_phase(task, last - phase / turns, phase % turns, rows, slot);
     }
     for (int64_t t = last; t >= -1; --t) {
-        backward_step<kPlain>(task, t, rows, mine);
-        if (normalises && t >= 0) normed_step(task, t, rows);
+        if (kPlain) {
+            backward_step<kPlain>(task, t, rows, mine);
+        } else {
+            for (int64_t turn = 0; turn < (t >= 0 ? turns : 1); ++turn) variant_phase(task, t, turn, rows, slot);
+        }
     }
 }
 

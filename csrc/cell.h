@@ -24,6 +24,7 @@ template <bool kPlain>
 struct Options {
     const UnrolledCell& cell;
     int64_t hidden;
+    bool projects = false;  // h is held behind the projection, and not here
 
     bool peephole() const { return !kPlain && cell.peephole != nullptr; }
     bool clips() const { return !kPlain && cell.clip > 0.0f; }
@@ -32,7 +33,7 @@ struct Options {
     bool normalises() const { return !kPlain && cell.norm != nullptr; }
 
     bool draws() const { return !kPlain && cell.keys != nullptr; }
-    bool holds_h() const { return !kPlain && cell.zoneout_h > 0.0f; }
+    bool holds_h() const { return !kPlain && !projects && cell.zoneout_h > 0.0f; }
     bool holds_c() const { return !kPlain && cell.zoneout_c > 0.0f; }
     bool drops() const { return !kPlain && cell.dropout > 0.0f; }
 

@@ -39,10 +39,12 @@ const Kernels* kernels(const UnrolledRun* run) {
 }
 
 int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+int64_t blocks_of(int64_t total, int64_t size) { return (total + size - 1) / size; }
 
-Grid grid_for(int64_t rows, int64_t hidden, int64_t blocks, int64_t threads) {
-    if (rows == 0 || hidden == 0) return {1, 1};
-    const bool own = 4 * hidden * hidden <= kOwnWeightFloats && rows >= kFewestRows * threads;
+// `weights`: how many each step multiplies by.
+Grid grid_for(int64_t rows, int64_t weights, int64_t blocks, int64_t threads) {
+    if (rows == 0 || blocks == 0) return {1, 1};
+    const bool own = weights <= kOwnWeightFloats && rows >= kFewestRows * threads;
     if (own || blocks == 1) return {smaller(threads, rows), 1};
     const int64_t unit_groups = smaller(threads, blocks);
     return {smaller(threads / unit_groups, (rows + kFewestRows - 1) / kFewestRows), unit_groups};
@@ -82,9 +84,38 @@ const char* check_strides(const UnrolledGradient& gradient) {
     return nullptr;
 }
 
+// What both passes of a sequence say of its sizes.
+template <typename Call>
+const char* check_sequence(const Call& call) {
+    if (const char* wrong = check_sizes(call.steps, call.rows, call.hidden)) return wrong;
+    if (call.projected != 0 || call.w_hr) {
+        if (call.projected < 1 || !call.w_hr || call.hidden == 0) {
+            return "where h is projected, there must be a w_hr, and hidden and projected be at least 1";
+        }
+        if (check_sizes(call.steps, call.rows, call.projected)) return "projected is beyond what hidden may be";
+    }
+    return check_cell(call.cell);
+}
+
+// Phases of a step.
+template <typename Call>
+int64_t turns_of(const Call& call) {
+    return 1 + (call.cell.norm != nullptr ? 1 : 0) + (call.w_hr != nullptr ? 1 : 0);
+}
+
+template <typename Call>
+int64_t weights_of(const Call& call) {
+    return 4 * call.hidden * h_width(call) + (call.w_hr != nullptr ? call.hidden * call.projected : 0);
+}
+
 bool is_plain(const UnrolledCell& cell) {
     return cell.peephole == nullptr && cell.clip == 0.0f && cell.hard_gates == 0 && cell.relu == 0 &&
            cell.norm == nullptr && cell.keys == nullptr && cell.zoneout_h == 0.0f && cell.zoneout_c == 0.0f;
+}
+
+template <typename Call>
+bool is_plain(const Call& call) {
+    return is_plain(call.cell) && call.h_mask == nullptr && call.w_hr == nullptr;
 }
 
 const char* check_elements(const UnrolledRun& run, const float* x, const float* y, int64_t count) {
@@ -101,12 +132,15 @@ using namespace unrolled;
 
 void unrolled_use_parallel_for(void* function) { use_parallel_for(reinterpret_cast<ParallelFor>(function)); }
 
-int64_t unrolled_forward_scratch(int64_t hidden) {
-    return 4 * hidden * round_up(hidden, kMostLanes) + hidden + 2 * kAlignment;
+int64_t unrolled_forward_scratch(int64_t hidden, int64_t projected) {
+    const int64_t width = projected > 0 ? projected : hidden;
+    return 4 * width * round_up(hidden, kMostLanes) + hidden * round_up(projected, kMostColumns) +
+           (width > hidden ? width : hidden) + 2 * kAlignment;
 }
 
-int64_t unrolled_backward_scratch(int64_t hidden) {
-    return 4 * hidden * round_up(hidden, kMostColumns) + 4 * hidden + 2 * kAlignment;
+int64_t unrolled_backward_scratch(int64_t hidden, int64_t projected) {
+    return 4 * hidden * round_up(projected > 0 ? projected : hidden, kMostColumns) +
+           projected * round_up(hidden, kMostColumns) + hidden + 2 * kAlignment;
 }
 
 int64_t unrolled_product_scratch(int64_t depth, int64_t columns) {
@@ -118,37 +152,36 @@ int64_t unrolled_weight_gradient_scratch(int64_t threads) { return threads * kGr
 const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call) {
     if (const char* wrong = check_run(run)) return wrong;
     if (call == nullptr) return "call is NULL";
-    if (const char* wrong = check_sizes(call->steps, call->rows, call->hidden)) return wrong;
-    if (const char* wrong = check_cell(call->cell)) return wrong;
+    if (const char* wrong = check_sequence(*call)) return wrong;
     if (call->steps == 0 || call->rows == 0 || call->hidden == 0) return nullptr;
     if (!call->pre || !call->w_h || !call->h0 || !call->c0 || !call->h || !call->c || !call->scratch) {
         return "pre, w_h, h0, c0, h, c and scratch must not be NULL";
     }
-    const bool normalises = call->cell.norm != nullptr;
-    if (normalises && !call->gates && !call->sums) return "with a norm, gates or sums must not be NULL";
+    if (call->cell.norm && !call->gates && !call->sums) return "with a norm, gates or sums must not be NULL";
     if (call->h_mask && !call->h_in) return "with an h_mask, h_in must not be NULL";
-    if (call->scratch_floats < unrolled_forward_scratch(call->hidden)) return "scratch is too small";
+    if (call->w_hr && !call->unprojected) return "with a w_hr, unprojected must not be NULL";
+    const int64_t hidden = call->hidden, width = h_width(*call);
+    if (call->scratch_floats < unrolled_forward_scratch(hidden, call->projected)) return "scratch is too small";
     const Kernels& kernel = *kernels(run);
-    const int64_t hidden = call->hidden, blocks = (hidden + kernel.lanes - 1) / kernel.lanes;
-    ForwardTask task{*call, grid_for(call->rows, hidden, blocks, run->threads), aligned(call->scratch), nullptr};
-    float* zeros = task.packed + 4 * hidden * round_up(hidden, kernel.lanes);
-    std::memset(zeros, 0, hidden * sizeof *zeros);
-    task.zeros = zeros;
-    const int64_t walk = task.grid.unit_groups > 1 ? call->steps * (normalises ? 2 : 1) : 1;
-    const bool plain = is_plain(call->cell) && call->h_mask == nullptr;
-    const Share share = plain ? kernel.forward : kernel.variant_forward;
-    run_phases(share, &task, walk + (call->packed ? 0 : 1), task.grid.slots());
+    const Grid grid = grid_for(call->rows, weights_of(*call), blocks_of(hidden, kernel.lanes), run->threads);
+    float* packed = aligned(call->scratch);
+    float* packed_hr = packed + 4 * width * round_up(hidden, kernel.lanes);
+    float* zeros = packed_hr + (call->w_hr ? hidden * round_up(width, 4 * kernel.lanes) : 0);
+    std::memset(zeros, 0, (width > hidden ? width : hidden) * sizeof *zeros);
+    const ForwardTask task{*call, grid, packed, packed_hr, zeros, turns_of(*call)};
+    const int64_t walk = grid.unit_groups > 1 ? call->steps * task.turns : 1;
+    const Share share = is_plain(*call) ? kernel.forward : kernel.variant_forward;
+    run_phases(share, &task, walk + (call->packed ? 0 : 1), grid.slots());
     return nullptr;
 }
 
 const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* call) {
     if (const char* wrong = check_run(run)) return wrong;
     if (call == nullptr) return "call is NULL";
-    if (const char* wrong = check_sizes(call->steps, call->rows, call->hidden)) return wrong;
+    if (const char* wrong = check_sequence(*call)) return wrong;
     for (const UnrolledGradient* gradient : {&call->grad_h, &call->grad_c, &call->grad_gates}) {
         if (const char* wrong = check_strides(*gradient)) return wrong;
     }
-    if (const char* wrong = check_cell(call->cell)) return wrong;
     if (call->rows == 0 || call->hidden == 0) return nullptr;
     if (!call->w_h || !call->c0 || !call->grad_h0 || !call->grad_c0 || !call->scratch) {
         return "w_h, c0, grad_h0, grad_c0 and scratch must not be NULL";
@@ -156,22 +189,26 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     if (call->steps > 0 && (!call->c || !call->gates || !call->grad_pre)) {
         return "c, gates and grad_pre must not be NULL";
     }
-    const bool normalises = call->cell.norm != nullptr;
     const int64_t planes = gradient_planes(call->cell);
     if (planes > 0 && !call->grad_cell) return "with a norm or a peephole, grad_cell must not be NULL";
-    if (call->scratch_floats < unrolled_backward_scratch(call->hidden)) return "scratch is too small";
+    if (call->w_hr && call->steps > 0 && (!call->unprojected || !call->grad_projected)) {
+        return "with a w_hr, unprojected and grad_projected must not be NULL";
+    }
+    const int64_t hidden = call->hidden, width = h_width(*call);
+    if (call->scratch_floats < unrolled_backward_scratch(hidden, call->projected)) return "scratch is too small";
     const Kernels& kernel = *kernels(run);
-    const int64_t hidden = call->hidden, columns = 4 * kernel.lanes, blocks = (hidden + columns - 1) / columns;
-    BackwardTask task{*call, grid_for(call->rows, hidden, blocks, run->threads), aligned(call->scratch), nullptr};
-    float* zeros = task.packed + 4 * hidden * round_up(hidden, columns);
-    std::memset(zeros, 0, 4 * hidden * sizeof *zeros);
-    task.zeros = zeros;
+    const int64_t columns = 4 * kernel.lanes;
+    const Grid grid = grid_for(call->rows, weights_of(*call), blocks_of(hidden, columns), run->threads);
+    float* packed = aligned(call->scratch);
+    float* packed_hr = packed + 4 * hidden * round_up(width, columns);
+    float* zeros = packed_hr + (call->w_hr ? width * round_up(hidden, columns) : 0);
+    std::memset(zeros, 0, hidden * sizeof *zeros);
+    const BackwardTask task{*call, grid, packed, packed_hr, zeros, turns_of(*call)};
     if (call->steps == 0) std::memset(call->grad_c0, 0, call->rows * hidden * sizeof *call->grad_c0);
     if (planes > 0) std::memset(call->grad_cell, 0, call->rows * planes * hidden * sizeof *call->grad_cell);
-    const int64_t walk = task.grid.unit_groups > 1 ? call->steps * (normalises ? 2 : 1) + 1 : 1;
-    const bool plain = is_plain(call->cell) && call->h_mask == nullptr;
-    const Share share = plain ? kernel.backward : kernel.variant_backward;
-    run_phases(share, &task, walk + 1, task.grid.slots());
+    const int64_t walk = grid.unit_groups > 1 ? call->steps * task.turns + 1 : 1;
+    const Share share = is_plain(*call) ? kernel.backward : kernel.variant_backward;
+    run_phases(share, &task, walk + 1, grid.slots());
     return nullptr;
 }
 

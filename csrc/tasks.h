@@ -31,18 +31,28 @@ inline int64_t gradient_planes(const UnrolledCell& cell) {
     return (cell.norm != nullptr ? 10 : 0) + (cell.peephole != nullptr ? 3 : 0);
 }
 
+// How many numbers h is, for which everything below says H where it is not projected.
+template <typename Call>
+inline int64_t h_width(const Call& call) {
+    return call.w_hr != nullptr ? call.projected : call.hidden;
+}
+
 struct ForwardTask {
     UnrolledForward call;
     Grid grid;
     float* packed;       // [unit block][H][4][lanes]
-    const float* zeros;  // [H]: the state of a row that starts afresh
+    float* packed_hr;    // [block of 4 vectors][H][4 lanes]: W_hr
+    const float* zeros;  // [H], the state of a row that starts afresh
+    int64_t turns;       // phases of a step
 };
 
 struct BackwardTask {
     UnrolledBackward call;
     Grid grid;
     float* packed;       // [block of 4 vectors][4 H][4 lanes]: W_h transposed
-    const float* zeros;  // [4 H]
+    float* packed_hr;    // [block of 4 vectors][P][4 lanes]: W_hr transposed
+    const float* zeros;  // [H]
+    int64_t turns;       // phases of a step
 };
 
 struct ProductTask {

@@ -76,6 +76,15 @@ UNROLLED_INLINE void accumulate(const float* const (&a)[kRows], int64_t depth, c
     }
 }
 
+template <int kRows, int kVectors>
+UNROLLED_INLINE void clear(Vector (&sum)[kRows][kVectors]) {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = zero();
+    }
+}
+
 // Calls run.tile<rows>(first) for tiles of nearly equal height that cover 0..count.
 template <typename Tile>
 UNROLLED_INLINE void for_each_tile(int64_t count, const Tile& run) {

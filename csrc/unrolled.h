@@ -69,6 +69,10 @@ typedef struct {
     float* sums; /* [T, B, 4, H], to work in where there is a norm and no gates are stored; may be pre */
     const float* h_mask; /* [B, H]: what h is multiplied by on its way into w_h; NULL for nothing */
     float* h_in;         /* [2, B, H], to work in where there is an h_mask: the first half is h0 times it */
+    /* Where h is projected to P numbers in every step, P is its width everywhere, and w_h is [P, 4, H]. */
+    int64_t projected;   /* P, or 0 */
+    const float* w_hr;   /* [H, P], or NULL */
+    float* unprojected;  /* [B, H], to work in where there is a w_hr */
 } UnrolledForward;
 
 typedef struct {
@@ -89,6 +93,10 @@ typedef struct {
     float* grad_cell; /* [B, N, H], of each row: with a norm 10 of its gains and shifts, and then with a peephole 3 of
                          that; NULL with neither */
     const float* h_mask; /* as in UnrolledForward */
+    int64_t projected;   /* as in UnrolledForward */
+    const float* w_hr;
+    float* unprojected;
+    float* grad_projected; /* [T, B, P]: of what the projection made; NULL without a w_hr */
 } UnrolledBackward;
 
 /* out [rows, columns] = bias + x [rows, depth] w [depth, columns]; every sum in the order of depth, from bias on. */
@@ -131,8 +139,9 @@ UNROLLED_API int32_t unrolled_abi_version(void);
 /* torch_parallel_for of the torch in this process, or NULL for one thread. */
 UNROLLED_API void unrolled_use_parallel_for(void* function);
 
-UNROLLED_API int64_t unrolled_forward_scratch(int64_t hidden);
-UNROLLED_API int64_t unrolled_backward_scratch(int64_t hidden);
+/* `projected` as in UnrolledForward. */
+UNROLLED_API int64_t unrolled_forward_scratch(int64_t hidden, int64_t projected);
+UNROLLED_API int64_t unrolled_backward_scratch(int64_t hidden, int64_t projected);
 UNROLLED_API int64_t unrolled_product_scratch(int64_t depth, int64_t columns);
 UNROLLED_API int64_t unrolled_weight_gradient_scratch(int64_t threads);
 

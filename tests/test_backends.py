@@ -37,10 +37,13 @@ def test_within_twice_the_error_of_plain_torch(backend: str, shape: Shape) -> No
     [*((shape, OUTPUTS) for shape in PROJECTED), *((PROJECTED[-3], (name,)) for name in OUTPUTS)],
     ids=lambda value: value.name if isinstance(value, Shape) else "+".join(value),
 )
-def test_a_projection_within_twice_the_error_of_plain_torch(shape: Shape, outputs: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_projection_within_twice_the_error_of_plain_torch(
+    backend: str, shape: Shape, outputs: tuple[str, ...]
+) -> None:
     case = make(shape)
     exact, plain = (run("reference", case, dtype, outputs) for dtype in (F64, F32))
-    fast = run("portable", case, F32, outputs)
+    fast = run(backend, case, F32, outputs)
     assert "grad w_hr" in fast
     for name, value in fast.items():
         assert_close(value, plain[name], exact[name], name)

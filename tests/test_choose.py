@@ -16,7 +16,6 @@ from unrolled.stack import MultiLayerLSTM
 DEVICE = torch.device("cpu")
 PLAIN, FORWARD = Call(DEVICE, torch.float32, False), Call(DEVICE, torch.float64, True)
 STRICT, WIDE = PLAIN._replace(strict=True), PLAIN._replace(dtype=torch.float64)
-PROJECTED = PLAIN._replace(projected=True)
 INTEGERS = Call(DEVICE, torch.int64, False)
 KNOWN = "auto, cpu, portable, reference"
 
@@ -25,7 +24,6 @@ CPU = "the native kernel, fused and threaded"
 PORTABLE = "fused in plain torch, needs no compiler"
 REFERENCE = "the equations step by step; slow, open to a debugger and to forward mode"
 NOT_HERE = "it takes float32 on the CPU"
-NOT_PROJECTED = "it has no projection of h in the recurrence"
 NO_TANGENTS = "it has no forward-mode derivative; the reference has"
 ROUNDS = "its products round differently for other row counts"
 
@@ -82,18 +80,6 @@ def test_backends_in_strict_mode(library: bool) -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_backends_with_a_projection() -> None:
-    choice = backends(projected=True)
-    assert choice.backend == "portable"
-    assert str(choice) == table(
-        "float32 on cpu, with a projection of h",
-        cpu=f"cannot run this: {NOT_PROJECTED}",
-        portable=f"runs this: {PORTABLE}",
-        reference=f'on request (backend="reference"): {REFERENCE}',
-    )
-
-
-@pytest.mark.usefixtures("library")
 def test_backends_where_nothing_runs() -> None:
     choice = backends("meta", torch.int64)
     assert choice.backend is None
@@ -129,8 +115,6 @@ def test_a_choice_can_be_read_without_parsing_it() -> None:
         ("auto", STRICT, "cpu"),
         ("cpu", STRICT, "cpu"),
         ("auto", WIDE, "portable"),
-        ("auto", PROJECTED, "portable"),
-        ("auto", PROJECTED._replace(forward_mode=True), "reference"),
         ("portable", PLAIN, "portable"),
         ("reference", PLAIN, "reference"),
         ("auto", FORWARD, "reference"),
@@ -152,8 +136,6 @@ def test_choose(library: bool, requested: str, call: Call, chosen: str) -> None:
     ("requested", "call"),
     [
         *[
-            ("cpu", PROJECTED),
-            ("auto", PROJECTED._replace(strict=True)),
             ("cpu", WIDE),
             ("cpu", FORWARD),
             ("cpu", Call(torch.device("meta"), torch.float32, False)),

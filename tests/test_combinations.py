@@ -12,9 +12,9 @@ import pytest
 import torch
 from plain import F64, gradients, masks, normal, redraw
 from torch import Tensor
-from worlds import BACKENDS, dtype_of, needs_library
+from worlds import BACKENDS, dtype_of
 
-from unrolled import BackendUnavailable, LSTMLayer, ModelConfig, MultiLayerLSTM
+from unrolled import LSTMLayer, ModelConfig, MultiLayerLSTM
 from unrolled.cell_options import DEFAULTS
 
 PAGE = Path(__file__).parents[1] / "docs" / "cell.md"
@@ -41,8 +41,6 @@ VALUES: dict[str, Any] = {
 # What no constructor takes; by the first column of the table, and as two options.
 NO_PAIRS = {("coupled", "forget_bias"), ("bias", "forget_bias")}
 PAIRS = [pair for pair in combinations(VALUES, 2) if pair not in NO_PAIRS]
-# What the native kernel does not have.
-NOT_NATIVE = {"proj_dim"}
 
 THERE_IS_NO_B_F = "forget_bias=1.0 is where b_f starts, and with {} there is none: leave forget_bias out"
 REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
@@ -65,11 +63,6 @@ REFUSED: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
         lambda: ModelConfig(5, 7, 2, 7, proj_dim=3, tie_weights=True),
         ValueError,
         "tie_weights makes embedding and projection one matrix, as wide as h: embedding=7 must be proj_dim=3",
-    ),
-    '`proj_dim` and `backend="cpu"` or `strict=True`': (
-        lambda: LSTMLayer(3, 4, proj_dim=2, backend="cpu")(torch.zeros(1, 1, 3)),
-        BackendUnavailable,
-        "it has no projection of h in the recurrence",
     ),
     "`cell` and any other option but `learn_initial_state`": (
         lambda: LSTMLayer(3, 4, cell=step, peephole=True),
@@ -98,10 +91,7 @@ def test_what_is_refused(name: str) -> None:
     call, error, sentence = REFUSED[name]
     with pytest.raises(error) as raised:
         call()
-    if error is BackendUnavailable:
-        assert f"cpu        cannot run this: {sentence}" in str(raised.value)
-    else:
-        assert str(raised.value) == sentence
+    assert str(raised.value) == sentence
 
 
 def new_model(backend: str, dtype: torch.dtype, names: tuple[str, ...]) -> MultiLayerLSTM:
@@ -138,8 +128,6 @@ def compare(backend: str, names: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("name", VALUES)
 @pytest.mark.parametrize("backend", BACKENDS[:2])
 def test_each_alone(backend: str, name: str) -> None:
-    if backend == "cpu" and name in NOT_NATIVE:
-        pytest.skip("refused, as above")
     compare(backend, (name,))
 
 
@@ -147,18 +135,10 @@ def test_each_alone(backend: str, name: str) -> None:
 @pytest.mark.parametrize("pair", PAIRS, ids="+".join)
 @pytest.mark.parametrize("backend", BACKENDS[:2])
 def test_each_pair(backend: str, pair: tuple[str, str]) -> None:
-    if backend == "cpu" and NOT_NATIVE & set(pair):
-        pytest.skip("refused, as above")
     compare(backend, pair)
 
 
 @pytest.mark.slow
-def test_all_at_once() -> None:
-    names = tuple(name for name in VALUES if name != "forget_bias")
-    compare("portable", names)
-
-
-@needs_library
-@pytest.mark.slow
-def test_all_that_the_kernel_has_at_once() -> None:
-    compare("cpu", tuple(name for name in VALUES if name not in {"forget_bias", *NOT_NATIVE}))
+@pytest.mark.parametrize("backend", BACKENDS[:2])
+def test_all_at_once(backend: str) -> None:
+    compare(backend, tuple(name for name in VALUES if name != "forget_bias"))

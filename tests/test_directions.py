@@ -9,10 +9,10 @@ import torch
 from plain import F64, GATES, assert_same, gradients, normal, redraw, run_layer
 from torch import Tensor
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from worlds import needs_library
 
 from unrolled import (
     LSTM,
-    BackendUnavailable,
     CarriedState,
     LanguageModel,
     LSTMLayer,
@@ -293,11 +293,26 @@ def test_whoever_would_go_on_from_a_backward_layers_state_refuses(who: str) -> N
     )
 
 
-@pytest.mark.parametrize("option", [{"backend": "cpu"}, {"strict": True}])
-def test_a_projection_refuses_the_native_kernel_and_strict(option: dict[str, Any]) -> None:
-    for model in (LSTMLayer(I, H, proj_dim=P, **option), MultiLayerLSTM(I, H, proj_dim=P, **option)):
-        with pytest.raises(BackendUnavailable, match=r"cpu +cannot run this: it has no projection of h"):
-            model(torch.zeros(B, T, I))
+@needs_library
+@pytest.mark.parametrize("options", [{}, {"layer_norm": True}])
+@pytest.mark.parametrize(("hidden", "proj"), [(7, 3), (300, 40)])
+def test_strict_has_the_bits_of_single_rows_and_of_pieces(options: dict[str, Any], hidden: int, proj: int) -> None:
+    """Of 300 units threads share a row's, and meet at every step, twice or three times."""
+    model = MultiLayerLSTM(I, hidden, 2, proj_dim=proj, strict=True, **options)
+    x = normal(6, 7, I, seed=1).float()
+    with torch.no_grad():
+        whole, state = model(x)
+        row, _ = model(x[2:3])
+        first, between = model(x[:, :4])
+        rest, last = model(x[:, 4:], between)
+        torch.set_num_threads(3)
+        by_three, _ = model(x)
+    trained, _ = model(x)
+    assert torch.equal(row[0], whole[2])
+    assert torch.equal(torch.cat([first, rest], 1), whole)
+    assert torch.equal(last.h, state.h)
+    assert torch.equal(by_three, whole)
+    assert torch.equal(trained, whole)
 
 
 def test_a_wider_projection_and_forward_mode() -> None:

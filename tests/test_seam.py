@@ -71,15 +71,16 @@ def test_opcheck_of_the_scan(kernel: str, shape: Shape) -> None:
 @pytest.mark.parametrize(
     "shape", [Shape(3, 3, 2, 4, ("resets", "lengths"), proj=2), Shape(3, 0, 2, 4, proj=5), Shape(0, 5, 2, 4, proj=2)]
 )
-def test_opcheck_of_a_projected_scan_and_its_backward(shape: Shape) -> None:
-    w_hr = make(shape, seed=2).floats["w_hr"].requires_grad_()
-    torch.library.opcheck(operator("portable"), (*arguments(shape, torch.float64), w_hr))
-    pre, w_h, h0, c0, *masks = arguments(shape, torch.float64)
+@kernels
+def test_opcheck_of_a_projected_scan_and_its_backward(kernel: str, shape: Shape) -> None:
+    w_hr = make(shape, seed=2).floats["w_hr"].to(dtype_of(kernel)).requires_grad_()
+    torch.library.opcheck(operator(kernel), (*arguments(shape, dtype_of(kernel)), w_hr))
+    pre, w_h, h0, c0, *masks = arguments(shape, dtype_of(kernel))
     with torch.no_grad():
         h, c, gates = reference.scan(pre, w_h, h0, c0, *masks, w_hr)
     cotangents = [torch.randn_like(value).requires_grad_() for value in (h, c, gates)]
     values = (*cotangents, w_h, c.requires_grad_(), gates.requires_grad_(), c0, *masks, w_hr)
-    torch.library.opcheck(operator("portable", "_backward"), values)
+    torch.library.opcheck(operator(kernel, "_backward"), values)
 
 
 @pytest.mark.slow

@@ -49,6 +49,7 @@ class Case {
         check_backward(sequence_, given, first);
         const Floats grad_pre = first.grad_pre.values(), grad_h0 = first.grad_h0.values();
         const Floats grad_c0 = first.grad_c0.values(), grad_cell = first.grad_cell.values();
+        const Floats grad_projected = first.grad_projected.values();
         for (int64_t k = 0; k < 2; ++k) {
             Backward other(sequence_, c, gates, given, place(2 + k));
             const UnrolledRun other_run{set_, threads(1 + k)};
@@ -57,6 +58,7 @@ class Case {
             check_same("grad_h0", other.grad_h0.data(), grad_h0);
             check_same("grad_c0", other.grad_c0.data(), grad_c0);
             check_same("grad_cell", other.grad_cell.data(), grad_cell);
+            check_same("grad_projected", other.grad_projected.data(), grad_projected);
         }
     }
 
@@ -85,7 +87,7 @@ void run_case(const char* set, const Sequence& sequence, int64_t turn, const Lay
     Random random(seed);
     Case one(set, sequence, turn);
     one.run_forward();
-    one.run_backward({Cotangent(sizes, sizes.hidden, layouts[0], random),
+    one.run_backward({Cotangent(sizes, sequence.width(), layouts[0], random),
                       Cotangent(sizes, sizes.hidden, layouts[1], random),
                       Cotangent(sizes, sequence.planes() * sizes.hidden, layouts[2], random)});
 }

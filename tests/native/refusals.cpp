@@ -38,6 +38,30 @@ void refuse_masks(const Trial<Call>& trial) {
     trial.refuse("nothing is dropped without keys", [](Call& call) { call.cell.dropout = 0.5f; });
 }
 
+template <typename Call>
+void refuse_projections(const Trial<Call>& trial) {
+    constexpr const char* kIncomplete =
+        "where h is projected, there must be a w_hr, and hidden and projected be at least 1";
+    for (const int64_t projected : {int64_t{0}, int64_t{-1}, -kHuge}) {
+        trial.refuse(kIncomplete, [&](Call& call) {
+            call.w_hr = call.c0;
+            call.projected = projected;
+        });
+    }
+    trial.refuse(kIncomplete, [](Call& call) { call.projected = 2; });
+    trial.refuse(kIncomplete, [](Call& call) {
+        call.w_hr = call.c0;
+        call.projected = 2;
+        call.hidden = 0;
+    });
+    for (const int64_t projected : {(int64_t{1} << 24) + 1, kHuge}) {
+        trial.refuse("projected is beyond what hidden may be", [&](Call& call) {
+            call.w_hr = call.c0;
+            call.projected = projected;
+        });
+    }
+}
+
 void refuse_forward() {
     Random random(1);
     const Sequence sequence({3, 4, 5}, Masks::both, random);
@@ -58,7 +82,16 @@ void refuse_forward() {
         call.gates = nullptr;
     });
     refuse_masks(trial);
-    trial.refuse("with an h_mask, h_in must not be NULL", [](F& call) { call.h_mask = call.h0; });
+    trial.refuse("with an h_mask, h_in must not be NULL", [](F& call) {
+        call.h_mask = call.h0;
+        call.h_in = nullptr;
+    });
+    refuse_projections(trial);
+    trial.refuse("with a w_hr, unprojected must not be NULL", [](F& call) {
+        call.w_hr = call.h0;
+        call.projected = 2;
+        call.unprojected = nullptr;
+    });
     about("nothing to do");
     for (int64_t F::*size : {&F::steps, &F::rows, &F::hidden}) {
         F call{};
@@ -109,6 +142,14 @@ void refuse_backward() {
                      [&](B& call) { call.cell.*with = call.c; });
     }
     refuse_masks(trial);
+    refuse_projections(trial);
+    for (float* B::*needed : {&B::unprojected, &B::grad_projected}) {
+        trial.refuse("with a w_hr, unprojected and grad_projected must not be NULL", [&](B& call) {
+            call.w_hr = call.c0;
+            call.projected = 2;
+            call.*needed = nullptr;
+        });
+    }
     for (UnrolledGradient B::*gradient : {&B::grad_h, &B::grad_c, &B::grad_gates}) {
         for (int64_t UnrolledGradient::*stride : {&UnrolledGradient::time_stride, &UnrolledGradient::row_stride}) {
             trial.refuse("a cotangent's strides must not be negative", [&](B& call) { call.*gradient.*stride = -1; });

@@ -19,22 +19,62 @@ constexpr Masks kMasks[] = {Masks::none, Masks::resets,    Masks::lengths,
 
 // What is not as in the plain cell.
 struct Options {
-    bool peephole, hard_gates, relu;
-    float clip;  // 0 for none
-    bool norm;
+    bool peephole = false, hard_gates = false, relu = false;
+    float clip = 0.0f;  // 0 for none
+    bool norm = false;
+    // How likely something is held or dropped; what is held or dropped is drawn, or expected.
+    float zoneout_h = 0.0f, zoneout_c = 0.0f, dropout = 0.0f;
+    bool draws = false;
+    bool h_mask = false, projects = false;
 };
-constexpr Options kPlain{false, false, false, 0.0f, false};
+constexpr Options kPlain{};
 constexpr Options kNormed{false, false, false, 0.0f, true};
-constexpr Options kOptions[] = {{true, false, false, 0.0f, false},  {false, true, false, 0.0f, false},
-                                {false, false, true, 0.0f, false},  {false, false, false, 0.75f, false},
-                                {true, true, true, 0.75f, false},   kNormed,
-                                {true, false, false, 0.75f, true}, {true, true, true, 0.75f, true}};
+constexpr Options kAll{true, true, true, 0.75f, true, 0.3f, 0.2f, 0.25f, true, true, true};
+constexpr Options kOptions[] = {{true},
+                                {false, true},
+                                {false, false, true},
+                                {false, false, false, 0.75f},
+                                {true, true, true, 0.75f},
+                                kNormed,
+                                {true, false, false, 0.75f, true},
+                                {true, true, true, 0.75f, true},
+                                {false, false, false, 0.0f, false, 0.3f, 0.2f, 0.25f, true, true},
+                                {true, false, false, 0.75f, false, 0.3f, 0.2f},
+                                {false, false, false, 0.0f, true, 0.3f, 0.0f, 0.0f, true},
+                                {true, false, false, 0.75f, true, 0.0f, 0.2f, 0.25f, true, true},
+                                {false, false, false, 0.0f, true, 0.3f, 0.2f},
+                                {false, false, false, 0.0f, false, 0.0f, 0.0f, 0.0f, false, false, true},
+                                {true, false, false, 0.75f, false, 0.3f, 0.2f, 0.25f, true, true, true},
+                                {false, false, false, 0.0f, true, 0.3f, 0.0f, 0.0f, false, false, true},
+                                kAll};
+
+struct Where {
+    int64_t step, row;
+};
+
+// What is held at a place, of h or of c, and what is dropped of g: the numbers by which a kernel draws it.
+enum class Of { h, c, g };
 
 struct Sequence {
     Sequence(Sizes given, Masks masks, Random& random, Options options = kPlain);
 
-    // With the addresses of copies of the peephole and of gains and shifts.
-    UnrolledCell cell(const Buffer<float>& of_peephole, const Buffer<float>& of_norm) const;
+    // With the addresses of copies of the peephole, of gains and shifts, and of the keys.
+    UnrolledCell cell(const Buffer<float>& of_peephole, const Buffer<float>& of_norm,
+                      const Buffer<uint64_t>& of_keys) const;
+    bool ended(int64_t step, int64_t row) const;
+    bool starts(int64_t step, int64_t row) const;
+    // How many numbers h is.
+    int64_t width() const { return options.projects ? projected() : sizes.hidden; }
+    int64_t projected() const { return options.projects ? sizes.hidden / 2 + 1 : 0; }
+    float h_mask_at(int64_t row, int64_t unit) const {
+        return h_mask.empty() ? 1.0f : h_mask.data()[row * width() + unit];
+    }
+    // The new value or the one before, or of both what is to be expected; and the gradients of both.
+    Near held(Of what, Where at, int64_t unit, Near now, Near before) const;
+    Near to_new(Of what, Where at, int64_t unit, Near grad) const;
+    Near to_before(Of what, Where at, int64_t unit, Near grad) const;
+    // g as c takes it in, and a gradient of that as one of g.
+    Near written(Where at, int64_t unit, Near g) const;
     // Numbers of a unit that are stored of a step: the gates, and the sums that are normalised.
     int64_t planes() const { return options.norm ? 8 : 4; }
     int64_t gradient_planes() const { return (options.norm ? 10 : 0) + (options.peephole ? 3 : 0); }
@@ -56,9 +96,16 @@ struct Sequence {
 
     Sizes sizes;
     Floats pre, w_h, h0, c0;
-    Floats peephole, norm;         // empty for none
+    Floats peephole, norm, h_mask, w_hr;  // empty for none
+    std::vector<uint64_t> keys;           // empty for none
     std::vector<uint8_t> resets;   // empty for none
     std::vector<int64_t> lengths;  // empty for none
+
+   private:
+    float likely(Of what) const;
+    bool drawn(Of what, Where at, int64_t unit) const;
+
+    std::vector<uint32_t> words_;  // [2, steps, rows, the larger of hidden and width]
 };
 
 // NaN, infinities and what is far outside the range of sigmoid, in the pre-activations of some rows.
@@ -76,7 +123,8 @@ class Forward {
     Buffer<float> h, c, gates;
 
    private:
-    Buffer<float> pre_, w_h_, h0_, c0_, peephole_, norm_, sums_;
+    Buffer<float> pre_, w_h_, h0_, c0_, peephole_, norm_, sums_, h_mask_, h_in_, w_hr_, unprojected_;
+    Buffer<uint64_t> keys_;
     Buffer<uint8_t> resets_;
     Buffer<int64_t> lengths_;
     Buffer<float> scratch_;
@@ -113,10 +161,11 @@ class Backward {
     Backward(const Sequence& sequence, const Floats& c, const Floats& gates, const Cotangents& given, Place place);
 
     UnrolledBackward call;
-    Buffer<float> grad_pre, grad_h0, grad_c0, grad_cell;
+    Buffer<float> grad_pre, grad_h0, grad_c0, grad_cell, grad_projected;
 
    private:
-    Buffer<float> grad_h_, grad_c_, grad_gates_, w_h_, c_, gates_, c0_, peephole_, norm_;
+    Buffer<float> grad_h_, grad_c_, grad_gates_, w_h_, c_, gates_, c0_, peephole_, norm_, h_mask_, w_hr_, unprojected_;
+    Buffer<uint64_t> keys_;
     Buffer<uint8_t> resets_;
     Buffer<int64_t> lengths_;
     Buffer<float> scratch_;

@@ -320,7 +320,7 @@ StepResult by_sequence_kernels(const UnrolledRun& run, const Stack& stack, const
             const float* x = layer == 0 ? stack.x.data() : result.h.data() + (layer - 1) * state;
             product(x, layer == 0 ? stack.sizes.input : hidden, width, own.w_x, false, own.bias, pre.data());
         }
-        Buffer<float> scratch(unrolled_forward_scratch(hidden), Place::heap);
+        Buffer<float> scratch(unrolled_forward_scratch(hidden, 0), Place::heap);
         // The sums may take the place of what they are made of.
         float* sums = pre.data();
         const UnrolledForward call{1,

@@ -38,7 +38,8 @@ StepResult run_both_ways(const UnrolledRun& run, const Sequence& sequence, const
     StepResult result{forward.h.values(), forward.c.values(), forward.gates.values()};
     Backward backward(sequence, result.c, result.out, given, Place::heap);
     accepted(unrolled_backward(&run, &backward.call));
-    for (const Buffer<float>* more : {&backward.grad_pre, &backward.grad_h0, &backward.grad_c0, &backward.grad_cell}) {
+    for (const Buffer<float>* more : {&backward.grad_pre, &backward.grad_h0, &backward.grad_c0, &backward.grad_cell,
+                                      &backward.grad_projected}) {
         const Floats values = more->values();
         result.out.insert(result.out.end(), values.begin(), values.end());
     }
@@ -47,7 +48,7 @@ StepResult run_both_ways(const UnrolledRun& run, const Sequence& sequence, const
 
 Cotangents cotangents(const Sequence& sequence, Random& random) {
     const Sizes& sizes = sequence.sizes;
-    return {Cotangent(sizes, sizes.hidden, Layout::contiguous, random),
+    return {Cotangent(sizes, sequence.width(), Layout::contiguous, random),
             Cotangent(sizes, sizes.hidden, Layout::batch_first, random),
             Cotangent(sizes, sequence.planes() * sizes.hidden, Layout::expanded, random)};
 }
@@ -56,10 +57,12 @@ void run_sequences(const char* set) {
     // Few rows share the units and wait at every step, many rows never do; the first two are mostly waiting.
     for (const Sizes& sizes :
          {Sizes{100, 1, 65}, Sizes{60, 3, 33}, Sizes{5, 30, 64}, Sizes{4, 2, 130}, Sizes{3, 9, 260}}) {
-        Random random(1);
-        const Sequence sequence(sizes, Masks::both, random, sizes.hidden % 2 == 0 ? kPlain : kNormed);
-        const Cotangents given = cotangents(sequence, random);
-        in_every_team(set, "sequence", [&](const UnrolledRun& run) { return run_both_ways(run, sequence, given); });
+        for (const Options& options : {sizes.hidden % 2 == 0 ? kPlain : kNormed, kAll}) {
+            Random random(1);
+            const Sequence sequence(sizes, Masks::both, random, options);
+            const Cotangents given = cotangents(sequence, random);
+            in_every_team(set, "sequence", [&](const UnrolledRun& run) { return run_both_ways(run, sequence, given); });
+        }
     }
 }
 

@@ -90,7 +90,7 @@ def scan(
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
     """
-    chosen = choose(backend, _call(w_h, w_hr, strict))
+    chosen = choose(backend, _call(w_h, strict))
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     x, scale = _masked(x, x_mask)
     resets = None if resets is None else resets.t()
@@ -100,10 +100,10 @@ def scan(
             h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell, start)
     else:
         pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=chosen == "cpu", strict=strict)
-        kernel, projection = (cpu.scan, ()) if chosen == "cpu" else (portable.scan, (w_hr,))
+        kernel = cpu.scan if chosen == "cpu" else portable.scan
 
         def run(first: int, pre: Tensor, *state_and_masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
-            return kernel(pre, w_h, *state_and_masks, *projection, *cell._replace(first=first))
+            return kernel(pre, w_h, *state_and_masks, w_hr, *cell._replace(first=first))
 
         h, c, gates = run_parts(run, pre, h0, c0, resets, lengths, start)
     if cell.norm is not None:
@@ -134,13 +134,14 @@ def states(
     """h and c of `scan`: without gradients the native kernel stores nothing else where no masks are drawn."""
     opened = torch.is_grad_enabled() or torch.is_autocast_enabled(w_h.device.type)
     more = cell.keys is not None or not (start is None or resets is None)
-    if opened or more or choose(backend, _call(w_h, w_hr, strict)) != "cpu":
+    if opened or more or choose(backend, _call(w_h, strict)) != "cpu":
         options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}
         options["x_mask"] = x_mask
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
-    h, c = cpu.states(x, w_x, w_h, bias, h0, c0, None if resets is None else resets.t(), lengths, strict, cell)
+    resets = None if resets is None else resets.t()
+    h, c = cpu.states(x, w_x, w_h, bias, h0, c0, resets, lengths, strict, w_hr, cell)
     return h.transpose(0, 1), c.transpose(0, 1)
 
 
@@ -264,8 +265,8 @@ def total_gradients(
     return dh.transpose(0, 1), dc.transpose(0, 1), grad_pre.transpose(0, 1)
 
 
-def _call(w_h: Tensor, w_hr: Tensor | None, strict: bool) -> Call:
-    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict, w_hr is not None)
+def _call(w_h: Tensor, strict: bool) -> Call:
+    return Call(w_h.device, w_h.dtype, forward_mode_active(), strict)
 
 
 def _masked(x: Tensor, x_mask: Tensor | None) -> tuple[Tensor, Tensor | None]:

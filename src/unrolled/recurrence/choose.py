@@ -24,7 +24,6 @@ class Call(NamedTuple):
     dtype: torch.dtype
     forward_mode: bool
     strict: bool = False
-    projected: bool = False
 
 
 class Verdict(NamedTuple):
@@ -49,7 +48,6 @@ class Choice:
     def __str__(self) -> str:
         mode = ", forward-mode differentiation" if self.call.forward_mode else ""
         mode += ", strict" if self.call.strict else ""
-        mode += ", with a projection of h" if self.call.projected else ""
         lines = [f"{str(self.call.dtype).removeprefix('torch.')} on {self.call.device}{mode}"]
         for verdict in self.verdicts:
             if verdict.refusal is not None:
@@ -86,8 +84,6 @@ def _refusal(backend: str, call: Call) -> str | None:
         return f"it takes floating-point weights, got {str(call.dtype).removeprefix('torch.')}"
     if backend == "cpu" and (call.device.type != "cpu" or call.dtype != torch.float32):
         return "it takes float32 on the CPU"
-    if backend == "cpu" and call.projected:
-        return "it has no projection of h in the recurrence"
     if backend == "cpu" and (missing := _missing()) is not None:
         return missing
     if backend != "cpu" and call.strict:
@@ -130,7 +126,6 @@ def backends(
     *,
     forward_mode: bool = False,
     strict: bool = False,
-    projected: bool = False,
 ) -> Choice:
     """Which backend would run a call with such weights, and why each other one would not; printing it shows a table."""
-    return consider(Call(torch.device(device), dtype, forward_mode, strict, projected))
+    return consider(Call(torch.device(device), dtype, forward_mode, strict))

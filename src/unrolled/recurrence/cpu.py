@@ -21,10 +21,10 @@ _CHUNK_BYTES = 2 * 2**20
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _LIBRARY.define(
     "states(Tensor x, Tensor w_x, Tensor w_h, Tensor bias, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths, "
-    f"bool strict, {seam.CELL}) -> (Tensor, Tensor)"
+    f"bool strict, Tensor? w_hr=None, {seam.CELL}) -> (Tensor, Tensor)"
 )
-# `strict` and the cell behind the tensors are for all rows.
-_ROWS_IN, _ROWS_OUT = (0, None, None, None, 0, 0, 1, 0, None, *seam.CELL_ROWS), (1, 1)
+# `strict`, w_hr and the cell behind the tensors are for all rows.
+_ROWS_IN, _ROWS_OUT = (0, None, None, None, 0, 0, 1, 0, None, None, *seam.CELL_ROWS), (1, 1)
 
 
 def forward(
@@ -34,13 +34,14 @@ def forward(
     c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
+    w_hr: Tensor | None = None,
     *options: Any,
 ) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = pre.shape
-    h, c = kernels.empty((steps, rows, hidden)), kernels.empty((steps, rows, hidden))
+    h, c = kernels.empty((steps, rows, w_h.shape[0])), kernels.empty((steps, rows, hidden))
     cell = Cell(*options)
     gates = kernels.empty((steps, rows, cell.planes, hidden))
-    kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), cell=cell)
+    kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), w_hr=w_hr, cell=cell)
     return h, c, gates
 
 
@@ -54,10 +55,11 @@ def backward(
     c0: Tensor,
     resets: Tensor | None,
     lengths: Tensor | None,
+    w_hr: Tensor | None = None,
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     grads = (grad_h, grad_c, grad_gates)
-    return kernels.backward(grads, w_h, c, gates, c0, (resets, lengths), cell=Cell(*options))
+    return kernels.backward(grads, w_h, c, gates, c0, (resets, lengths), w_hr=w_hr, cell=Cell(*options))
 
 
 scan = seam.operator("cpu", forward, backward, products.weight_gradient)
@@ -73,13 +75,14 @@ def states(
     resets: Tensor | None,
     lengths: Tensor | None,
     strict: bool,
+    w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor]:
-    """h and c of every step, [T, B, H] each, without derivatives: pre-activations live for some steps, gates for none.
+    """h and c of every step, as from `scan`, without derivatives: pre-activations live for some steps, gates for none.
 
     `x` [B, T, I] or ids [B, T], both with their values checked; the other arguments as in `scan`.
     """
-    h, c = torch.ops.unrolled.states(x, w_x, w_h, bias, h0, c0, resets, lengths, strict, *cell)
+    h, c = torch.ops.unrolled.states(x, w_x, w_h, bias, h0, c0, resets, lengths, strict, w_hr, *cell)
     return h, c
 
 
@@ -93,11 +96,12 @@ def _states(
     resets: Tensor | None,
     lengths: Tensor | None,
     strict: bool,
+    w_hr: Tensor | None = None,
     *options: Any,
 ) -> tuple[Tensor, Tensor]:
     rows, steps = x.shape[:2]
-    hidden = w_h.shape[0]
-    h, c = kernels.empty((steps, rows, hidden)), kernels.empty((steps, rows, hidden))
+    width, _, hidden = w_h.shape
+    h, c = kernels.empty((steps, rows, width)), kernels.empty((steps, rows, hidden))
     cell = Cell(*options)
     chunk = max(1, min(steps, _CHUNK_BYTES // max(1, 16 * rows * hidden)))
     pre = kernels.kept("pre", chunk * rows * 4 * hidden)[: chunk * rows * 4 * hidden].view(chunk, rows, 4, hidden)
@@ -112,6 +116,7 @@ def _states(
             (h[start - 1], c[start - 1]) if start else (h0, c0),
             (None if resets is None else resets[start:stop], None if lengths is None else lengths - start),
             (h[start:stop], c[start:stop], None),
+            w_hr=w_hr,
             cell=cell,
             scratch=scratch,
         )
@@ -120,7 +125,7 @@ def _states(
 
 def _like_states(x: Tensor, w_x: Tensor, w_h: Tensor, *others: Any) -> tuple[Tensor, Tensor]:
     rows, steps = x.shape[:2]
-    return w_h.new_empty(steps, rows, w_h.shape[0]), w_h.new_empty(steps, rows, w_h.shape[0])
+    return w_h.new_empty(steps, rows, w_h.shape[0]), w_h.new_empty(steps, rows, w_h.shape[2])
 
 
 def _map_states(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> Any:

@@ -56,40 +56,48 @@ def forward(
     masks: tuple[Tensor | None, Tensor | None],
     out: tuple[Tensor, Tensor, Tensor | None],
     *,
+    w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
     scratch: Tensor | None = None,
 ) -> Tensor:
     """Run `pre` [T, B, 4, H] through the recurrence into `out`: h [T, B, H], c [T, B, H] or [B, H] (the last step's),
-    gates [T, B, 4, H] or None. Returns the scratch, which the next call, if it has the same `w_h`, may be given again.
+    gates [T, B, 4, H] or None. Returns the scratch, which the next call, if it has the same weights, may be given again.
 
-    With layer normalisation gates are [T, B, 8, H], and where they are None the sums are written over `pre`.
+    With layer normalisation gates are [T, B, 8, H], and where they are None the sums are written over `pre`. With
+    `w_hr` [H, P] h is [T, B, P].
     """
     steps, rows, _, hidden = pre.shape
     h, c, gates = out
     packed = scratch is not None
+    projected = _projected(w_hr)
     if scratch is None:
-        scratch = kept("forward", _library().unrolled_forward_scratch(hidden))
+        scratch = kept("forward", _library().unrolled_forward_scratch(hidden, projected))
     pre, w_h, h0, c0 = pre.contiguous(), w_h.contiguous(), state[0].contiguous(), state[1].contiguous()
+    width, w_hr = projected or hidden, None if w_hr is None else w_hr.contiguous()
     resets, lengths = _masks(masks, steps, rows)
     cell = contiguous(cell)
     _expect(pre, (steps, rows, 4, hidden))
-    _expect(w_h, (hidden, 4, hidden))
-    _expect(h0, (rows, hidden))
+    _expect(w_h, (width, 4, hidden))
+    _expect(h0, (rows, width))
     _expect(c0, (rows, hidden))
-    _expect(h, (steps, rows, hidden))
+    _expect(h, (steps, rows, width))
+    if w_hr is not None:
+        _expect(w_hr, (hidden, width))
     keep_c = c.dim() == 3
     _expect(c, (steps, rows, hidden) if keep_c else (rows, hidden))
     if gates is not None:
         _expect(gates, (steps, rows, cell.planes, hidden))
     h_in = None
     if cell.h_mask is not None:
-        h_in = kept("h_in", 2 * rows * hidden)[: 2 * rows * hidden]
-        torch.mul(h0, cell.h_mask, out=h_in[: rows * hidden].view(rows, hidden))
+        h_in = kept("h_in", 2 * rows * width)[: 2 * rows * width]
+        torch.mul(h0, cell.h_mask, out=h_in[: rows * width].view(rows, width))
+    unprojected = kept("unprojected", rows * hidden) if projected else None
     call = Forward(
         *(steps, rows, hidden),
         *_addresses(pre, w_h, h0, c0, resets, lengths, h, c, gates, scratch),
-        *(scratch.numel(), keep_c, packed, cell_struct(cell, rows, hidden)),
+        *(scratch.numel(), keep_c, packed, cell_struct(cell, rows, hidden, width)),
         *_addresses(None if cell.norm is None else pre, cell.h_mask, h_in),
+        *(projected, *_addresses(w_hr, unprojected)),
     )
     _check(_library().unrolled_forward(ctypes.byref(_run()), ctypes.byref(call)))
     return scratch
@@ -103,20 +111,27 @@ def backward(
     c0: Tensor,
     masks: tuple[Tensor | None, Tensor | None],
     *,
+    w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """`reference.scan_backward`; `grads` are the cotangents of h, c and gates, whose outer axes may be strided."""
     steps, rows, planes, hidden = gates.shape
+    projected = _projected(w_hr)
     w_h, c, gates, c0 = w_h.contiguous(), c.contiguous(), gates.contiguous(), c0.contiguous()
-    grad_h, grad_c = (_rows_apart(grad, (steps, rows, hidden)) for grad in grads[:2])
+    width, w_hr = projected or hidden, None if w_hr is None else w_hr.contiguous()
+    grad_h = _rows_apart(grads[0], (steps, rows, width))
+    grad_c = _rows_apart(grads[1], (steps, rows, hidden))
     grad_gates = _rows_apart(None if grads[2] is None else grads[2].flatten(2), (steps, rows, planes * hidden))
     resets, lengths = _masks(masks, steps, rows)
     cell = contiguous(cell)
     grad_pre = empty((steps, rows, 4, hidden))
-    grad_h0, grad_c0 = empty((rows, hidden)), empty((rows, hidden))
+    grad_h0, grad_c0, grad_projected = empty((rows, width)), empty((rows, hidden)), empty((steps, rows, projected))
     grad_cell = empty((rows, cell.gradient_planes, hidden))
-    scratch = kept("backward", _library().unrolled_backward_scratch(hidden))
-    _expect(w_h, (hidden, 4, hidden))
+    scratch = kept("backward", _library().unrolled_backward_scratch(hidden, projected))
+    unprojected = kept("unprojected", rows * hidden) if projected else None
+    _expect(w_h, (width, 4, hidden))
+    if w_hr is not None:
+        _expect(w_hr, (hidden, width))
     _expect(c, (steps, rows, hidden))
     _expect(c0, (rows, hidden))
     _expect(gates, (steps, rows, cell.planes, hidden))
@@ -124,10 +139,11 @@ def backward(
         *(steps, rows, hidden),
         *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
         *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
-        *(scratch.numel(), cell_struct(cell, rows, hidden), *_addresses(grad_cell, cell.h_mask)),
+        *(scratch.numel(), cell_struct(cell, rows, hidden, width), *_addresses(grad_cell, cell.h_mask)),
+        *(projected, *_addresses(w_hr, unprojected, grad_projected)),
     )
     _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
-    return grad_pre, grad_h0, grad_c0, grad_cell
+    return grad_pre, grad_h0, grad_c0, grad_cell, grad_projected
 
 
 def random_words(keys: Tensor, first: int, steps: int, units: int) -> Tensor:
@@ -202,12 +218,21 @@ def contiguous(cell: Cell) -> Cell:
     return cell._replace(**found) if found else cell
 
 
-def cell_struct(cell: Cell, rows: int, hidden: int) -> CellStruct:
-    """A cell as the kernels take it; its tensors are contiguous."""
+def _projected(w_hr: Tensor | None) -> int:
+    """The width of a projected h; 0: it is not."""
+    if w_hr is None:
+        return 0
+    if w_hr.dim() != 2 or 0 in w_hr.shape:
+        raise ValueError(f"w_hr is {list(w_hr.shape)}, expected [hidden, projected], each at least 1")
+    return w_hr.shape[1]
+
+
+def cell_struct(cell: Cell, rows: int, hidden: int, width: int) -> CellStruct:
+    """A cell as the kernels take it; its tensors are contiguous. `width`: of h."""
     if cell.keys is not None and (cell.keys.shape != (rows,) or cell.keys.dtype != torch.int64):
         raise ValueError(f"keys are {list(cell.keys.shape)} {cell.keys.dtype}, expected int64 [{rows}]")
     if cell.h_mask is not None:
-        _expect(cell.h_mask, (rows, hidden))
+        _expect(cell.h_mask, (rows, width))
     if cell.peephole is not None:
         _expect(cell.peephole, (3, hidden))
     if cell.norm is not None:
@@ -266,7 +291,7 @@ def _library() -> ctypes.CDLL:
         raise RuntimeError(f"Unrolled has no native library here: {native.missing()}")
     for name in ("forward", "backward", "product", "weight_gradient", "random_words"):
         getattr(found, f"unrolled_{name}").restype = c_char_p
-    for name, arguments in (("forward", 1), ("backward", 1), ("product", 2), ("weight_gradient", 1)):
+    for name, arguments in (("forward", 2), ("backward", 2), ("product", 2), ("weight_gradient", 1)):
         scratch = getattr(found, f"unrolled_{name}_scratch")
         scratch.restype, scratch.argtypes = c_int64, [c_int64] * arguments
     found.unrolled_use_parallel_for(_parallel_for())

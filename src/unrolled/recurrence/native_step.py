@@ -59,7 +59,7 @@ class NativeStep:
         self._h = (torch.zeros(layers, rows, self._hidden), torch.zeros(layers, rows, self._hidden))
         self._turn = 0
         self.c = torch.zeros(layers, rows, self._hidden)
-        structs = [kernels.cell_struct(cell, rows, self._hidden) for cell in weights.cells]
+        structs = [kernels.cell_struct(cell, rows, self._hidden, self._hidden) for cell in weights.cells]
         self._cells = (CellStruct * len(structs))(*structs) if structs else None
         # Whose addresses are in the structs.
         self._of_cells = weights.cells

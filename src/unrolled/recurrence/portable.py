@@ -107,7 +107,7 @@ def backward(
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     *options: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     cell = Cell(*options)
     steps, rows, hidden = c.shape
     grad_pre = gates.new_empty(steps, rows, 4, hidden)
@@ -118,6 +118,7 @@ def backward(
     # Before the projection; without one, h itself.
     unprojected = dh if w_hr is None else torch.empty_like(dc)
     back = None if w_hr is None else w_hr.t()
+    of_projected = dc.new_empty(steps, rows, 0 if w_hr is None else w_hr.shape[1])
     sums = grad_pre.view(steps, rows, 4 * hidden).unbind(0)
     through_c, through_h = grad_pre[:, :, :3].unbind(0), grad_pre[:, :, 3].unbind(0)
     f = gates[:, :, 1].unbind(0)
@@ -148,7 +149,7 @@ def backward(
             if dc_held is not None:
                 dc.copy_(to_new(dc, drawn.held_c))
             if back is not None:
-                torch.mm(to_new(dh, drawn.held_h), back, out=unprojected)
+                torch.mm(of_projected[t].copy_(to_new(dh, drawn.held_h)), back, out=unprojected)
             elif drawn.held_h is not None:
                 unprojected = to_new(dh, drawn.held_h)
             if norm is None:
@@ -173,6 +174,7 @@ def backward(
             if (mask := ended_at.get(t)) is not None:
                 sums[t].masked_fill_(mask, 0)
                 dc.masked_fill_(mask, 0)
+                of_projected[t].masked_fill_(mask, 0)
                 dh_held = None if dh_held is None else dh_held.masked_fill(mask, 0)
             if norm is not None:
                 norm.through_gates(grad_pre[t], t - start)
@@ -194,7 +196,7 @@ def backward(
                 behind = grad_pre[start:stop] if norm is None else norm.behind
                 parts += _gradient_of_peephole(behind, new_c, c_before, ended)
             of_cell += torch.cat([part.sum(0) for part in parts], 1)
-    return grad_pre, dh, dc, of_cell
+    return grad_pre, dh, dc, of_cell, of_projected
 
 
 class _Norm:
@@ -297,4 +299,4 @@ def _where(mask: Tensor | None) -> dict[int, Tensor]:
     return {t: mask[t].unsqueeze(-1) for t, any_row in enumerate(mask.any(1).tolist()) if any_row}
 
 
-scan = seam.operator("portable", forward, backward, projects=True)
+scan = seam.operator("portable", forward, backward)

@@ -112,20 +112,22 @@ def scan_backward(
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0, of c0 and of the cell.
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0, of c0, of the cell, and of
+    what the projection made.
 
     `grad_h`, `grad_c` and `grad_gates` are the cotangents of what `scan` returned (None is zeros). The gradients of the
     weights are products of these results with x and h, taken once for all steps.
 
-    Of a cell with layer normalisation the pre-activations are the sums before it. The last result, [B, N, H], is for
-    each row the gradient of the gains and shifts, if there are any, in ten planes, and of a peephole in three more.
+    Of a cell with layer normalisation the pre-activations are the sums before it. The gradient of the cell, [B, N, H],
+    is for each row that of the gains and shifts, if there are any, in ten planes, and of a peephole in three more. The
+    last result, [T, B, P], is the gradient of each h_t before any of it is held; without a projection [T, B, 0].
     """
     grad_h = _zeros_like_h(c, w_h) if grad_h is None else grad_h
     grad_c = torch.zeros_like(c) if grad_c is None else grad_c
     grad_gates = torch.zeros_like(gates) if grad_gates is None else grad_gates
     dh, dc = _zeros_like_h(c0, w_h), torch.zeros_like(c0)
-    dpres, of_cell = [], c0.new_zeros(c0.shape[0], cell.gradient_planes, c0.shape[1])
+    dpres, dprojected, of_cell = [], [], c0.new_zeros(c0.shape[0], cell.gradient_planes, c0.shape[1])
     for t in reversed(range(c.shape[0])):
         i, f, g, o = gates[t, :, :4].unbind(-2)
         di, df, dg, do = grad_gates[t, :, :4].unbind(-2)
@@ -141,6 +143,7 @@ def scan_backward(
         dh_held, dc_held = to_before(dh, drawn.held_h), to_before(dc, drawn.held_c)
         dh, dc = to_new(dh, drawn.held_h), to_new(dc, drawn.held_c)
         through = dh if w_hr is None else dh @ w_hr.mT
+        dprojected.append(dh if ended_rows is None else _zero(dh, ended_rows))
         dpre_o = (do + through * squashed_c) * cell.gate_slope(o)
         dseen = through * o * cell.squashed_slope(squashed_c)
         dc = dc + _through_norm_of_c(dseen, new, cell)
@@ -174,9 +177,10 @@ def scan_backward(
         if resets is not None:
             dh, dc = _zero(dh, resets[t]), _zero(dc, resets[t])
         dpres.append(dpre)
+    none = c.new_zeros(*c.shape[:2], 0 if w_hr is None else w_hr.shape[1])
     if not dpres:
-        return torch.zeros_like(gates[:, :, :4]), dh, dc, of_cell
-    return torch.stack(dpres[::-1]), dh, dc, of_cell
+        return torch.zeros_like(gates[:, :, :4]), dh, dc, of_cell, none
+    return torch.stack(dpres[::-1]), dh, dc, of_cell, none if w_hr is None else torch.stack(dprojected[::-1])
 
 
 def _through_norm_of_c(dseen: Tensor, c: Tensor, cell: Cell) -> Tensor:

@@ -24,23 +24,23 @@ from torch import Tensor
 
 from . import reference
 from .calls import Function, below_autograd
-from .cell import DIFFERENTIABLE, OF_C, PLAIN, TENSORS, Cell, to_new
+from .cell import DIFFERENTIABLE, OF_C, PLAIN, TENSORS, Cell, Drawn
 from .masks import random_words
 from .precision import full_precision
 
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
-ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor]]
+ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 WeightGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
-_INPUTS = "Tensor pre, Tensor w_h, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths"
+_INPUTS = "Tensor pre, Tensor w_h, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths, Tensor? w_hr=None"
 _BACKWARD_INPUTS = (
     "Tensor? grad_h, Tensor? grad_c, Tensor? grad_gates, Tensor w_h, Tensor c, Tensor gates, Tensor c0, "
-    "Tensor? resets, Tensor? lengths"
+    "Tensor? resets, Tensor? lengths, Tensor? w_hr=None"
 )
 # Where the batch axis of each argument and result lies; None marks the weights, which have none.
-_ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0), (1, 1, 1)
-_BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0), (1, 0, 0, 0)
+_ROWS_IN, _ROWS_OUT = (1, None, 0, 0, 1, 0, None), (1, 1, 1)
+_BACKWARD_ROWS_IN, _BACKWARD_ROWS_OUT = (1, 1, 1, None, 1, 1, 0, 1, 0, None), (1, 0, 0, 0, 1)
 # A cell's fields: behind all other arguments.
 CELL = (
     "Tensor? peephole=None, float clip=0.0, bool hard_gates=False, bool relu=False, Tensor? norm=None, "
@@ -70,24 +70,19 @@ def operator(
     forward: Scan,
     backward: ScanBackward,
     weight_gradient: WeightGradient = weight_gradient,
-    *,
-    projects: bool = False,
 ) -> Scan:
     """Register `unrolled::<name>` and `unrolled::<name>_backward`; return the function to call.
 
     `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
-    [T, B, 4, H]) and `reference.scan_backward`, `w_hr` only if it `projects`, and the fields of the cell one by one.
-    They may write only into memory that they allocate. Where gradients are enabled, `weight_gradient` is
-    differentiable.
+    [T, B, 4, H]) and `reference.scan_backward`, with the fields of the cell one by one. They may write only into memory
+    that they allocate. Where gradients are enabled, `weight_gradient` is differentiable.
     """
-    more = f", Tensor? w_hr=None, {CELL}" if projects else f", {CELL}"
-    defaults = (None, *PLAIN) if projects else tuple(PLAIN)
-    of_more = (None, *CELL_ROWS) if projects else CELL_ROWS
-    rows_in, backward_rows_in = ((*rows, *of_more) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
-    like, like_backward = partial(_like_scan, len(rows_in)), partial(_like_backward, len(backward_rows_in))
-    scan_op = _register(name, _INPUTS + more, forward, like, rows_in, _ROWS_OUT)
+    defaults = (None, *PLAIN)
+    rows_in, backward_rows_in = ((*rows, *CELL_ROWS) for rows in (_ROWS_IN, _BACKWARD_ROWS_IN))
+    scan_op = _register(name, f"{_INPUTS}, {CELL}", forward, _like_scan, rows_in, _ROWS_OUT)
     backward_op = _register(
-        f"{name}_backward", _BACKWARD_INPUTS + more, backward, like_backward, backward_rows_in, _BACKWARD_ROWS_OUT
+        *(f"{name}_backward", f"{_BACKWARD_INPUTS}, {CELL}", backward),
+        *(_like_backward, backward_rows_in, _BACKWARD_ROWS_OUT),
     )
     _register_derivatives(name, backward_op, weight_gradient)
 
@@ -129,7 +124,7 @@ def operator(
 
     def scan(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
         run = scan_op if torch.compiler.is_compiling() else Forward.apply
-        h, c, gates = run(*args, *defaults[len(args) - len(_ROWS_IN) :])
+        h, c, gates = run(*args, *defaults[len(args) + 1 - len(_ROWS_IN) :])
         return h, c, gates
 
     return scan
@@ -169,14 +164,22 @@ def _register(
     return registered
 
 
-def _like_scan(total: int, pre: Tensor, w_h: Tensor, *others: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _like_scan(
+    pre: Tensor,
+    w_h: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    w_hr: Tensor | None = None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = pre.shape
-    new, cell = pre.new_empty, Cell(*others[total - 2 - len(PLAIN) :])
-    return new(steps, rows, w_h.shape[0]), new(steps, rows, hidden), new(steps, rows, cell.planes, hidden)
+    new, planes = pre.new_empty, Cell(*options).planes
+    return new(steps, rows, w_h.shape[0]), new(steps, rows, hidden), new(steps, rows, planes, hidden)
 
 
 def _like_backward(
-    total: int,
     grad_h: Tensor | None,
     grad_c: Tensor | None,
     grad_gates: Tensor | None,
@@ -184,12 +187,15 @@ def _like_backward(
     c: Tensor,
     gates: Tensor,
     c0: Tensor,
-    *others: Any,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    resets: Tensor | None,
+    lengths: Tensor | None,
+    w_hr: Tensor | None = None,
+    *options: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     steps, rows, _, hidden = gates.shape
-    new, cell = c0.new_empty, Cell(*others[total - 7 - len(PLAIN) :])
-    grad_pre, grad_h0, grad_c0 = gates.new_empty(steps, rows, 4, hidden), new(rows, w_h.shape[0]), new(rows, hidden)
-    return grad_pre, grad_h0, grad_c0, new(rows, cell.gradient_planes, hidden)
+    new, width, projected = c0.new_empty, w_h.shape[0], 0 if w_hr is None else w_hr.shape[1]
+    of_cells = new(rows, Cell(*options).gradient_planes, hidden)
+    return new(steps, rows, 4, hidden), new(rows, width), new(rows, hidden), of_cells, new(steps, rows, projected)
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
@@ -220,25 +226,23 @@ def _first_order(
     backward: Callable[..., Any], weight_gradient: WeightGradient, ctx: Any, grads: Sequence[Tensor | None]
 ) -> tuple[Tensor | None, ...]:
     """Gradients of all arguments (None for the masks) from the cotangents of h, c and gates."""
-    w_h, h0, c0, resets, lengths, *others, h, c, gates = _saved(ctx)
-    # `projection`: w_hr, or nothing where the operator does not know it.
-    projection, cell = others[: -len(TENSORS)], _with_tensors(ctx, others[-len(TENSORS) :])
+    w_h, h0, c0, resets, lengths, w_hr, *tensors, h, c, gates = _saved(ctx)
+    cell = _with_tensors(ctx, tensors)
     if all(grad is None for grad in grads):
-        return (None,) * (6 + len(projection) + len(PLAIN))
-    grad_pre, grad_h0, grad_c0, of_cells = backward(*grads, w_h, c, gates, c0, resets, lengths, *projection, *cell)
-    grad_w_h = None
+        return (None,) * (7 + len(PLAIN))
+    grad_pre, grad_h0, grad_c0, of_cells, of_projected = backward(
+        *grads, w_h, c, gates, c0, resets, lengths, w_hr, *cell
+    )
+    grad_w_h = grad_w_hr = None
     with full_precision(w_h):
         if ctx.needs_input_grad[1]:
             taken_in = cell.dropped_h(h0), cell.dropped_h(h)
             grad_w_h = _grad_recurrent_weights(weight_gradient, *taken_in, grad_pre, resets, lengths)
-        grad_projection: list[Tensor | None] = [None] * len(projection)
-        if projection and projection[0] is not None:
-            drawn = cell.drawn(0, c.shape[0], (h.shape[-1], c.shape[-1]), random_words)
+        if w_hr is not None:
+            # Of masks, those alone matter here that say where c is held.
+            drawn = cell.drawn(0, len(c), (h.shape[-1], c.shape[-1]), random_words) if cell.zoneout_c else Drawn()
             new_c = reference.new_c(c, gates, reference.c_before(c, c0, resets, lengths), cell, drawn)
-            grad_h = torch.zeros_like(h) if grads[0] is None else grads[0]
-            dh = reference.total_gradient_of_h(grad_h, grad_pre, w_h, resets, lengths, cell, drawn)
-            through = to_new(dh, drawn.held_h)
-            grad_projection = [_grad_of_projection(weight_gradient, cell, new_c, gates, through)]
+            grad_w_hr = _grad_of_projection(weight_gradient, cell, new_c, gates, of_projected)
         of_cell: dict[str, Tensor] = {}
         of_all = of_cells.sum(0) if cell.gradient_planes else of_cells
         if cell.norm is not None:
@@ -246,7 +250,7 @@ def _first_order(
         if cell.peephole is not None:
             of_cell["peephole"] = of_all[-3:]
     grad_cell = [of_cell.get(name) for name in Cell._fields]
-    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, *grad_projection, *grad_cell
+    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, grad_w_hr, *grad_cell
 
 
 def _grad_recurrent_weights(
@@ -276,7 +280,7 @@ def _grad_recurrent_weights(
 
 
 def _grad_of_projection(weight_gradient: WeightGradient, cell: Cell, c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
-    """The sum over all steps of (o * squashed(c_t))^T dL/dh_t, [H, P]."""
+    """The sum over all steps of (o * squashed(c_t))^T dL/dh_t, [H, P], for the h_t that nothing has held yet."""
     projected = gates[:, :, 3] * cell.squashed(cell.normed(c, OF_C))
     return weight_gradient(projected.reshape(-1, projected.shape[-1]), dh.reshape(-1, dh.shape[-1]), None)
 
@@ -298,14 +302,13 @@ def _second_order(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...
     constant = {*_BACKWARD_MASKS, *(first + k for k, name in enumerate(TENSORS) if name not in DIFFERENTIABLE)}
     given = [k for k, value in enumerate(saved) if value is not None and k not in constant]
 
-    def at(*values: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def at(*values: Tensor) -> tuple[Tensor, ...]:
         arguments: list[Any] = list(saved)
         for k, value in zip(given, values, strict=True):
             arguments[k] = value
         others, tensors = arguments[:first], arguments[first:]
-        w_hr = others.pop() if first > len(_BACKWARD_ROWS_IN) else None
         backward: ScanBackward = reference.scan_backward
-        return backward(*others, w_hr=w_hr, cell=_with_tensors(ctx, tensors))
+        return backward(*others, _with_tensors(ctx, tensors))
 
     with full_precision(grads[0]):
         products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))

@@ -40,6 +40,8 @@ class Forward(ctypes.Structure):
         ("packed", c_int32),
         ("cell", CellStruct),
         *_pointers("sums", "h_mask", "h_in"),
+        ("projected", c_int64),
+        *_pointers("w_hr", "unprojected"),
     ]
 
 
@@ -51,6 +53,8 @@ class Backward(ctypes.Structure):
         ("scratch_floats", c_int64),
         ("cell", CellStruct),
         *_pointers("grad_cell", "h_mask"),
+        ("projected", c_int64),
+        *_pointers("w_hr", "unprojected", "grad_projected"),
     ]
 
 
