@@ -136,9 +136,8 @@ inline void pack_all(const BackwardTask& task, int64_t slot) {
     const Range share = part(panels, slots, slot);
     for (int64_t k = share.begin; k < share.end; ++k) pack_backward(task, k / 4, k % 4);
     if (call.w_hr == nullptr) return;
-    const ProductTask product{{0, call.projected, call.hidden, nullptr, 0, call.w_hr, 1, call.projected},
-                              slots,
-                              task.packed_hr};
+    const int64_t width = call.projected;
+    const ProductTask product = packing(call.w_hr, width, call.hidden, 1, width, task.packed_hr);
     const Range columns = part(blocks_of(call.hidden, kBlockColumns), slots, slot);
     for (int64_t block = columns.begin; block < columns.end; ++block) pack_product(product, block);
 }

@@ -20,6 +20,8 @@ constexpr int64_t kOwnWeightFloats = 1 << 18;
 constexpr int64_t kFewestRows = 4;
 // Sizes and their products stay so far below 2^63 that nothing made of them overflows.
 constexpr int64_t kMostThreads = 1 << 16, kLimit = int64_t{1} << 40;
+// 2^64 / phi
+constexpr uint64_t kGamma = 0x9E3779B97F4A7C15u;
 
 int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
@@ -73,6 +75,17 @@ const char* check_product_sizes(int64_t rows, int64_t depth, int64_t columns) {
     if (rows > kLimit || depth > kLimit / (rows + 1) || columns > kLimit / (rows + 1) ||
         columns > kLimit / (depth + 1) - kMostColumns) {
         return "a product of two of rows, depth and columns is beyond 2^40";
+    }
+    return nullptr;
+}
+
+template <typename Call>
+const char* check_places(const Call* call) {
+    if (call == nullptr) return "call is NULL";
+    if (call->steps < 0 || call->rows < 0 || call->units < 0) return "steps, rows and units must not be negative";
+    if (call->units > kLimit || call->rows > kLimit / (call->units + 1) ||
+        call->steps > kLimit / (call->units + 1) / (call->rows + 1)) {
+        return "steps x rows x units is beyond 2^40";
     }
     return nullptr;
 }
@@ -253,16 +266,36 @@ const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeigh
 
 const char* unrolled_random_words(const UnrolledRun* run, const UnrolledRandomWords* call) {
     if (const char* wrong = check_run(run)) return wrong;
-    if (call == nullptr) return "call is NULL";
-    if (call->steps < 0 || call->rows < 0 || call->units < 0) return "steps, rows and units must not be negative";
-    if (call->units > kLimit || call->rows > kLimit / (call->units + 1) ||
-        call->steps > kLimit / (call->units + 1) / (call->rows + 1)) {
-        return "steps x rows x units is beyond 2^40";
-    }
+    if (const char* wrong = check_places(call)) return wrong;
     if (call->steps == 0 || call->rows == 0 || call->units == 0) return nullptr;
     if (!call->keys || !call->words) return "keys and words must not be NULL";
     const RandomWordsTask task{*call, run->threads};
     run_phases(kernels(run)->random_words, &task, 1, run->threads);
+    return nullptr;
+}
+
+const char* unrolled_multiplier(const UnrolledRun* run, const UnrolledMultiplier* call) {
+    if (const char* wrong = check_run(run)) return wrong;
+    if (const char* wrong = check_places(call)) return wrong;
+    if (call->threshold > 65536) return "the threshold is beyond 2^16";
+    if (call->steps == 0 || call->rows == 0 || call->units == 0) return nullptr;
+    if (!call->keys || !call->multiplier) return "keys and multiplier must not be NULL";
+    const MultiplierTask task{*call, run->threads};
+    run_phases(kernels(run)->multiplier, &task, 1, run->threads);
+    return nullptr;
+}
+
+const char* unrolled_row_keys(uint64_t seed, int64_t first, int64_t rows, uint64_t* keys) {
+    if (first < 0 || rows < 0 || rows > kLimit) return "first and rows must not be negative, rows not beyond 2^40";
+    if (rows > 0 && !keys) return "keys must not be NULL";
+    // SplitMix64; recurrence/threefry.py has the source.
+    uint64_t state = seed + static_cast<uint64_t>(first) * kGamma;
+    for (int64_t row = 0; row < rows; ++row) {
+        uint64_t z = state += kGamma;
+        z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
+        z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;
+        keys[row] = z ^ (z >> 31);
+    }
     return nullptr;
 }
 

@@ -294,9 +294,9 @@ void forward(const void* given, int64_t phase, int64_t slot) {
         const Range share = part(mine.end - mine.begin, groups, slot / grid.unit_groups);
         for (int64_t block = share.begin; block < share.end; ++block) pack_forward(task, mine.begin + block);
         if (kPlain || call.w_hr == nullptr) return;
-        const ProductTask product{{0, call.hidden, call.projected, nullptr, 0, call.w_hr, call.projected, 1},
-                                  grid.slots(), task.packed_hr};
-        const Range columns = part(blocks_of(call.projected, kBlockColumns), grid.slots(), slot);
+        const int64_t width = call.projected;
+        const ProductTask product = packing(call.w_hr, call.hidden, width, width, 1, task.packed_hr);
+        const Range columns = part(blocks_of(width, kBlockColumns), grid.slots(), slot);
         for (int64_t block = columns.begin; block < columns.end; ++block) pack_product(product, block);
         return;
     }

@@ -17,6 +17,7 @@ const Kernels kBaseline{UNROLLED_ISA::kLanes,
                         UNROLLED_ISA::product,
                         UNROLLED_ISA::weight_gradient,
                         UNROLLED_ISA::random_words_all,
+                        UNROLLED_ISA::multiplier_all,
                         UNROLLED_ISA::sigmoid_all,
                         UNROLLED_ISA::tanh_all};
 

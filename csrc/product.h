@@ -62,6 +62,18 @@ inline void pack_product(const ProductTask& task, int64_t block) {
     }
 }
 
+// A task to pack w [depth, columns] alone.
+inline ProductTask packing(const float* w, int64_t depth, int64_t columns, int64_t depth_stride, int64_t column_stride,
+                           float* packed) {
+    UnrolledProduct call{};
+    call.depth = depth;
+    call.columns = columns;
+    call.w = w;
+    call.w_depth_stride = depth_stride;
+    call.w_column_stride = column_stride;
+    return {call, 1, packed};
+}
+
 inline void product(const void* given, int64_t phase, int64_t slot) {
     const ProductTask& task = *static_cast<const ProductTask*>(given);
     const UnrolledProduct& call = task.call;

@@ -66,6 +66,11 @@ struct RandomWordsTask {
     int64_t slots;
 };
 
+struct MultiplierTask {
+    UnrolledMultiplier call;
+    int64_t slots;
+};
+
 // Floats of gradient that each slot packs at a time.
 constexpr int64_t kGradientScratch = 128 * 64;
 
@@ -77,7 +82,7 @@ struct WeightGradientTask {
 
 struct Kernels {
     int64_t lanes;
-    Share forward, backward, variant_forward, variant_backward, product, weight_gradient, random_words;
+    Share forward, backward, variant_forward, variant_backward, product, weight_gradient, random_words, multiplier;
     void (*sigmoid)(const float* x, float* y, int64_t count);
     void (*tanh)(const float* x, float* y, int64_t count);
 };

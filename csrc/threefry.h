@@ -115,24 +115,44 @@ UNROLLED_INLINE RandomWords random_words(uint64_t key, uint32_t step, uint32_t u
     return x;
 }
 
-inline void random_words_all(const void* given, int64_t, int64_t slot) {
-    const RandomWordsTask& task = *static_cast<const RandomWordsTask*>(given);
-    const UnrolledRandomWords& call = task.call;
-    const int64_t units = call.units, plane = call.steps * call.rows * units;
+// Calls run(at, count, words) for every vector of units that a slot has of a call's places: `at` counts them all, in the
+// order of steps, rows and units.
+template <typename Task, typename Run>
+UNROLLED_INLINE void for_each_place(const Task& task, int64_t slot, const Run& run) {
+    const auto& call = task.call;
+    const int64_t units = call.units;
     const Range places = part(call.steps * call.rows, task.slots, slot);
     for (int64_t place = places.begin; place < places.end; ++place) {
         const auto step = static_cast<uint32_t>(call.first + place / call.rows);
         for (int64_t unit = 0; unit < units; unit += kLanes) {
-            const RandomWords x = random_words(call.keys[place % call.rows], step, static_cast<uint32_t>(unit));
-            const Words both[2] = {x.first, x.second};
             const int64_t count = units - unit < kLanes ? units - unit : kLanes;
-            for (int half = 0; half < 2; ++half) {
-                uint32_t lanes[kLanes];
-                store(lanes, both[half]);
-                std::memcpy(call.words + half * plane + place * units + unit, lanes, sizeof(uint32_t) * count);
-            }
+            const uint64_t key = call.keys[place % call.rows];
+            run(place * units + unit, count, random_words(key, step, static_cast<uint32_t>(unit)));
         }
     }
+}
+
+inline void random_words_all(const void* given, int64_t, int64_t slot) {
+    const RandomWordsTask& task = *static_cast<const RandomWordsTask*>(given);
+    const UnrolledRandomWords& call = task.call;
+    const int64_t plane = call.steps * call.rows * call.units;
+    for_each_place(task, slot, [&](int64_t at, int64_t count, const RandomWords& x) {
+        const Words both[2] = {x.first, x.second};
+        for (int half = 0; half < 2; ++half) {
+            uint32_t lanes[kLanes];
+            store(lanes, both[half]);
+            std::memcpy(call.words + half * plane + at, lanes, sizeof(uint32_t) * count);
+        }
+    });
+}
+
+inline void multiplier_all(const void* given, int64_t, int64_t slot) {
+    const MultiplierTask& task = *static_cast<const MultiplierTask*>(given);
+    const UnrolledMultiplier& call = task.call;
+    for_each_place(task, slot, [&](int64_t at, int64_t count, const RandomWords& x) {
+        const Mask dropped = below(low_half(x.first), all_words(call.threshold));
+        store(call.multiplier + at, select(dropped, zero(), broadcast(call.scale)), static_cast<int>(count));
+    });
 }
 
 }  // namespace UNROLLED_ISA

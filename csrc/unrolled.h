@@ -134,6 +134,16 @@ typedef struct {
     uint32_t* words;      /* [2, steps, rows, units] */
 } UnrolledRandomWords;
 
+/* What something that is dropped out is multiplied by: 0 where the first number of a place is below the threshold of
+ * 2^16, else `scale`. Places as in UnrolledRandomWords. */
+typedef struct {
+    int64_t first, steps, rows, units;
+    const uint64_t* keys; /* [rows] */
+    uint32_t threshold;
+    float scale;
+    float* multiplier; /* [steps, rows, units] */
+} UnrolledMultiplier;
+
 UNROLLED_API int32_t unrolled_abi_version(void);
 
 /* torch_parallel_for of the torch in this process, or NULL for one thread. */
@@ -150,6 +160,10 @@ UNROLLED_API const char* unrolled_backward(const UnrolledRun* run, const Unrolle
 UNROLLED_API const char* unrolled_product(const UnrolledRun* run, const UnrolledProduct* call);
 UNROLLED_API const char* unrolled_weight_gradient(const UnrolledRun* run, const UnrolledWeightGradient* call);
 UNROLLED_API const char* unrolled_random_words(const UnrolledRun* run, const UnrolledRandomWords* call);
+UNROLLED_API const char* unrolled_multiplier(const UnrolledRun* run, const UnrolledMultiplier* call);
+
+/* The keys [rows] of the rows from `first` on. */
+UNROLLED_API const char* unrolled_row_keys(uint64_t seed, int64_t first, int64_t rows, uint64_t* keys);
 
 /* The cells' own functions, of `count` floats: what tests of their accuracy call. y may be x. */
 UNROLLED_API const char* unrolled_sigmoid(const char* instruction_set, const float* x, float* y, int64_t count);

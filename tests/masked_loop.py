@@ -49,6 +49,13 @@ def _weight(layer: LSTMLayer, seed: Tensor, gate: str) -> Tensor:
     return w * rows.unflatten(1, (4, hidden))[:, "ifgo".index(gate)].to(w.dtype)
 
 
+def _normed(p: dict[str, Any], gate: str, values: Tensor) -> Tensor:
+    """Normalised, where there is a gain, and with the bias, where there is one."""
+    if f"gain_{gate}" in p:
+        values = F.layer_norm(values, values.shape[-1:]) * p[f"gain_{gate}"]
+    return values + p.get(f"b_{gate}", 0)
+
+
 def run(
     layer: LSTMLayer, seed: Tensor, x: Tensor, h: Tensor, c: Tensor, *, resets: Any = None, lengths: Any = None
 ) -> Loop:
@@ -63,13 +70,8 @@ def run(
         x_mask = _multiplier(keys, OF_X, x.shape[2], options.variational_dropout).to(x.dtype)
         h_mask = _multiplier(keys, OF_H, h.shape[1], options.variational_dropout).to(x.dtype)
 
-    def normed(gate: str, values: Tensor) -> Tensor:
-        if options.layer_norm:
-            values = F.layer_norm(values, values.shape[-1:]) * p[f"gain_{gate}"]
-        return values + p.get(f"b_{gate}", 0)
-
     def pre(gate: str, x_t: Tensor, h: Tensor) -> Tensor:
-        return normed(gate, (x_t * x_mask) @ p[f"W_x{gate}"] + (h * h_mask) @ w_h[gate])
+        return _normed(p, gate, (x_t * x_mask) @ p[f"W_x{gate}"] + (h * h_mask) @ w_h[gate])
 
     def held(new: Tensor, before: Tensor, which: int, probability: float, t: int) -> Tensor:
         if not training:
@@ -93,7 +95,7 @@ def run(
         new = f * c + i * g
         if options.cell_clip is not None:
             new = new.clamp(-options.cell_clip, options.cell_clip)
-        new_h = (o + p.get("p_o", 0) * new).sigmoid() * normed("c", new).tanh()
+        new_h = (o + p.get("p_o", 0) * new).sigmoid() * _normed(p, "c", new).tanh()
         if "W_hr" in p:
             new_h = new_h @ p["W_hr"]
         h = torch.where(live, held(new_h, h, 0, of_h, t) if of_h else new_h, zero)

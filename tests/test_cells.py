@@ -112,7 +112,7 @@ def test_hand_written_backward_equals_autograd(cell: tuple[str, ...], masks: tup
     loss = sum((out * cot).sum() for out, cot in zip((h, c, gates), cotangents, strict=True))
     expected = torch.autograd.grad(loss, (pre, h0, c0, *of_cell.values()))
     weights = (case.floats["w_h"], c.detach(), gates.detach(), c0.detach())
-    *found, of_rows = (value.detach() for value in reference.scan_backward(*cotangents, *weights, *given))
+    *found, of_rows, _ = (value.detach() for value in reference.scan_backward(*cotangents, *weights, *given))
     planes = {"norm": slice(0, 10), "peephole": slice(-3, None)}
     found += [of_rows.sum(0)[planes[name]].reshape(of_cell[name].shape) for name in of_cell]
     for name, ours, theirs in zip(("pre", "h0", "c0", *of_cell), found, expected, strict=True):

@@ -89,8 +89,9 @@ def of_every_kernel(shape: Shape) -> dict[str, Tensor]:
     )
     masks = (None if case.resets is None else case.resets.t(), case.lengths)
     h, c, gates = cpu.forward(pre, w_h, h0, c0, *masks)
-    *grads, of_cell = cpu.backward(grad_h, None, gates, w_h, c, gates, c0, *masks)
+    *grads, of_cell, of_projected = cpu.backward(grad_h, None, gates, w_h, c, gates, c0, *masks)
     assert not of_cell.numel()
+    assert not of_projected.numel()
     flat, flat_grad = h.flatten(0, 1), grads[0].flatten(0, 1).flatten(1)
     product, _ = kernels.product(flat_grad, w_h.flatten(1).mT, None)
     results = (h, c, gates, *grads, product, *kernels.weight_gradient(flat, flat_grad))
@@ -306,7 +307,8 @@ def test_what_is_not_finite_goes_where_the_equations_send_it(name: str, where: s
         kernels.forward(*floats[:2], (floats[2], floats[3]), masks, (h, c, gates))
         grads = kernels.backward(tuple(backward[:3]), *backward[3:], masks)
     expected = (*reference.scan(*floats, *masks), *reference.scan_backward(*backward, *masks))
-    for value, true, field in zip((h, c, gates, *grads), expected, (*OUTPUTS, "pre", "h0", "c0", "norm"), strict=True):
+    fields = (*OUTPUTS, "pre", "h0", "c0", "cell", "projected")
+    for value, true, field in zip((h, c, gates, *grads), expected, fields, strict=True):
         torch.testing.assert_close(value, true, rtol=1e-5, atol=1e-5, equal_nan=True, msg=field)
 
 

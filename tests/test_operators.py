@@ -38,7 +38,9 @@ CALLS: dict[str, Callable[[], tuple[Any, ...]]] = {
     "states": states,
     "product": lambda: (drawn(5, 3).requires_grad_(), drawn(3, 8).requires_grad_(), drawn(8).requires_grad_(), False),
     "weight_gradient": lambda: (drawn(5, 3), drawn(5, 8), torch.arange(5) > 2, True),
+    "row_keys": lambda: (torch.tensor(7), 2, 5),
     "random_words": lambda: (torch.arange(3) << 40, 2, 4, 5),
+    "multiplier": lambda: (torch.arange(3) << 40, 2, 4, 5, 0.25, torch.float32),
     "checked_range": lambda: (torch.arange(6).reshape(2, 3), 0, 5, "ids"),
 }
 NATIVE = {"cpu", "cpu_backward", "states", "product", "weight_gradient"}

@@ -56,13 +56,20 @@ def test_hand_written_backward_equals_autograd(shape: Shape) -> None:
     pre = torch.randn(steps, shape.rows, 4, shape.hidden, dtype=F64, generator=generator).requires_grad_()
     h0, c0 = (case.floats[name].clone().requires_grad_() for name in ("h0", "c0"))
     w_h, w_hr = case.floats["w_h"], case.floats.get("w_hr")
+    w_hr = None if w_hr is None else w_hr.clone().requires_grad_()
     masks = (None if case.resets is None else case.resets.t(), case.lengths)
     h, c, gates = reference.scan(pre, w_h, h0, c0, *masks, w_hr)
     cotangents = [case.cotangents[name].transpose(0, 1) for name in OUTPUTS]
     loss = sum((out * cot).sum() for out, cot in zip((h, c, gates), cotangents, strict=True))
-    expected = torch.autograd.grad(loss, (pre, h0, c0), allow_unused=True)
+    expected = torch.autograd.grad(loss, (pre, h0, c0), allow_unused=True, retain_graph=True)
     got = reference.scan_backward(*cotangents, w_h, c.detach(), gates.detach(), c0.detach(), *masks, w_hr)
     assert got[3].shape == (shape.rows, 0, shape.hidden)
+    assert got[4].shape == (steps, shape.rows, shape.proj)
+    if w_hr is not None:
+        (of_w_hr,) = torch.autograd.grad(loss, w_hr, allow_unused=True)
+        of_w_hr = torch.zeros_like(w_hr) if of_w_hr is None else of_w_hr
+        unprojected = gates[:, :, 3] * c.tanh()
+        torch.testing.assert_close(torch.einsum("tbh,tbp->hp", unprojected, got[4]), of_w_hr, rtol=1e-12, atol=1e-13)
     for name, ours, theirs, like in zip(("pre", "h0", "c0"), got[:3], expected, (pre, h0, c0), strict=True):
         theirs = torch.zeros_like(like) if theirs is None else theirs
         torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-13, msg=name)

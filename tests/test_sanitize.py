@@ -11,7 +11,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-STAGES = ["recurrence", "products", "steps", "elements", "refusals", "refusals of the step", "threads"]
+STAGES = [
+    *("recurrence", "products", "random bits", "steps", "elements"),
+    *("refusals", "refusals of the step", "threads"),
+]
 COMPILER = next((found for name in ("c++", "g++", "clang++") if (found := shutil.which(name))), None)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.func import vmap
+from worlds import remove_library
 
 from unrolled.recurrence import kernels, masks, native, threefry
 
@@ -47,6 +49,30 @@ def test_the_operator_gives_the_same_bits(units: int, steps: int) -> None:
         for name in native.instruction_sets():
             with kernels.instruction_set(name):
                 assert torch.equal(masks.random_words(keys, first, steps, units), expected), name
+
+
+@pytest.mark.parametrize("device", ["cpu", "cpu without a library"])
+def test_keys_and_multipliers_as_operators(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device != "cpu":
+        remove_library(monkeypatch)
+    keys = masks.row_keys(SEED, 5, 2**32 - 2)
+    assert torch.equal(keys, threefry.row_keys(SEED, torch.arange(5) + 2**32 - 2))
+    assert torch.equal(masks.row_keys(torch.tensor(-3), 2), threefry.row_keys(torch.tensor(-3), torch.arange(2)))
+    for dtype in (torch.float32, torch.float64):
+        for first, steps, units in ((-1, 1, 33), (3, 4, 7), (0, 0, 3), (0, 2, 0)):
+            found = torch.ops.unrolled.multiplier(keys, first, steps, units, 0.3, dtype)
+            dropped = threefry.below(threefry.words(keys, first, steps, units), 0, threefry.threshold(0.3))
+            assert torch.equal(found, (~dropped).to(dtype) / 0.7)
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+def test_mapped_keys_and_multipliers_are_those_of_each(dim: int) -> None:
+    seeds = torch.arange(6).reshape(2, 3) + 7
+    keys = vmap(vmap(lambda seed: masks.row_keys(seed, 4)))(seeds)
+    assert torch.equal(keys[1, 2], masks.row_keys(seeds[1, 2], 4))
+    mapped = vmap(lambda each: masks.sequence_mask(each, "h", 9, 0.4, torch.float32), in_dims=dim)(keys[0])
+    for k in range(keys.shape[1 + dim]):
+        assert torch.equal(mapped[k], masks.sequence_mask(keys[0].select(dim, k), "h", 9, 0.4, torch.float32))
 
 
 def test_masks_are_random() -> None:

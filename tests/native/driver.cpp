@@ -16,8 +16,9 @@ struct Named {
 };
 
 constexpr Named kStages[] = {{"recurrence", driver::run_recurrence}, {"products", driver::run_products},
-                             {"steps", driver::run_steps},           {"elements", driver::run_elements},
-                             {"refusals", driver::run_refusals},     {"step-refusals", driver::run_step_refusals},
+                             {"randoms", driver::run_randoms},       {"steps", driver::run_steps},
+                             {"elements", driver::run_elements},     {"refusals", driver::run_refusals},
+                             {"step-refusals", driver::run_step_refusals},
                              {"threads", driver::run_threads}};
 
 bool run(const char* name) {

@@ -102,23 +102,53 @@ void refuse_forward() {
     check();
 }
 
-void refuse_random_words() {
-    const uint64_t keys[] = {1, 2, 3};
-    Buffer<uint32_t> words(2 * 2 * 3 * 5, Place::heap);
-    const auto check = [&] { check_untouched(words); };
-    using W = UnrolledRandomWords;
-    const W right{0, 2, 3, 5, keys, words.data()};
-    const Trial<W> trial(unrolled_random_words, right, check);
-    for (int64_t W::*size : {&W::steps, &W::rows, &W::units}) {
+template <typename Call>
+void refuse_places(const Trial<Call>& trial) {
+    for (int64_t Call::*size : {&Call::steps, &Call::rows, &Call::units}) {
         trial.refuse_values("steps, rows and units must not be negative", size, {int64_t{-1}, -kHuge});
         trial.refuse_values("steps x rows x units is beyond 2^40", size, {int64_t{1} << 40, kHuge});
     }
+    trial.refuse_no_call("call is NULL");
+}
+
+void refuse_random_words() {
+    const uint64_t keys[] = {1, 2, 3};
+    Buffer<uint32_t> words(2 * 2 * 3 * 5, Place::heap);
+    using W = UnrolledRandomWords;
+    const Trial<W> trial(unrolled_random_words, {0, 2, 3, 5, keys, words.data()}, [&] { check_untouched(words); });
+    refuse_places(trial);
     trial.refuse_null("keys and words must not be NULL", {&W::keys});
     trial.refuse_null("keys and words must not be NULL", {&W::words});
-    trial.refuse_no_call("call is NULL");
     about("nothing to do");
     const W nothing{0, 0, 3, 5, nullptr, nullptr};
     accepted(unrolled_random_words(&kRun, &nothing));
+}
+
+void refuse_multiplier() {
+    const uint64_t keys[] = {1, 2, 3};
+    Buffer<float> multiplier(2 * 3 * 5, Place::heap);
+    using M = UnrolledMultiplier;
+    const M right{0, 2, 3, 5, keys, 100, 2.0f, multiplier.data()};
+    const Trial<M> trial(unrolled_multiplier, right, [&] { check_untouched(multiplier); });
+    refuse_places(trial);
+    trial.refuse_values("the threshold is beyond 2^16", &M::threshold, {65537u, ~0u});
+    trial.refuse_null("keys and multiplier must not be NULL", {&M::keys});
+    trial.refuse_null("keys and multiplier must not be NULL", {&M::multiplier});
+    about("nothing to do");
+    const M nothing{0, 2, 3, 0, nullptr, 0, 1.0f, nullptr};
+    accepted(unrolled_multiplier(&kRun, &nothing));
+}
+
+void refuse_row_keys() {
+    about("row_keys");
+    Buffer<uint64_t> keys(3, Place::heap);
+    constexpr const char* kSizes = "first and rows must not be negative, rows not beyond 2^40";
+    refused(unrolled_row_keys(1, -1, 3, keys.data()), kSizes);
+    refused(unrolled_row_keys(1, 0, -1, keys.data()), kSizes);
+    refused(unrolled_row_keys(1, 0, kHuge, keys.data()), kSizes);
+    refused(unrolled_row_keys(1, 0, 3, nullptr), "keys must not be NULL");
+    check_untouched(keys);
+    accepted(unrolled_row_keys(1, 0, 0, nullptr));
 }
 
 void refuse_backward() {
@@ -269,6 +299,8 @@ void run_refusals() {
     if (unrolled_abi_version() != UNROLLED_ABI_VERSION) fail("the header is another one than the library's");
     refuse_forward();
     refuse_random_words();
+    refuse_multiplier();
+    refuse_row_keys();
     refuse_backward();
     refuse_product();
     refuse_weight_gradient();

@@ -5,6 +5,7 @@ namespace driver {
 
 void run_recurrence();
 void run_products();
+void run_randoms();
 void run_steps();
 void run_elements();
 void run_refusals();

@@ -10,7 +10,7 @@ import functools
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ctypes import c_char_p, c_int64, c_void_p
+from ctypes import c_char_p, c_float, c_int64, c_uint64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from torch import Tensor
 from . import native
 from .cell import PLAIN, TENSORS, Cell
 from .memory import LIMIT, Pool
-from .structs import Backward, CellStruct, Forward, Gradient, Product, RandomWords, Run, WeightGradient
+from .structs import Backward, CellStruct, Forward, Gradient, Multiplier, Product, RandomWords, Run, WeightGradient
 from .threefry import threshold
 
 # Scratch up to this size stays with its thread from call to call: fresh memory costs more than what is done in it.
@@ -61,7 +61,7 @@ def forward(
     scratch: Tensor | None = None,
 ) -> Tensor:
     """Run `pre` [T, B, 4, H] through the recurrence into `out`: h [T, B, H], c [T, B, H] or [B, H] (the last step's),
-    gates [T, B, 4, H] or None. Returns the scratch, which the next call, if it has the same weights, may be given again.
+    gates [T, B, 4, H] or None. Returns the scratch, which a next call with the same weights may be given again.
 
     With layer normalisation gates are [T, B, 8, H], and where they are None the sums are written over `pre`. With
     `w_hr` [H, P] h is [T, B, P].
@@ -146,15 +146,38 @@ def backward(
     return grad_pre, grad_h0, grad_c0, grad_cell, grad_projected
 
 
+def row_keys(seed: Tensor, first: int, rows: int) -> Tensor:
+    """`threefry.row_keys` of the rows from `first` on; `seed` int64 [] on the CPU."""
+    keys = torch.empty(rows, dtype=torch.int64)
+    place = c_uint64(int(seed.item())), c_int64(first), c_int64(rows)
+    _check(_library().unrolled_row_keys(*place, c_void_p(keys.data_ptr())))
+    return keys
+
+
 def random_words(keys: Tensor, first: int, steps: int, units: int) -> Tensor:
     """`threefry.words`."""
-    if keys.dim() != 1 or keys.dtype != torch.int64 or not keys.is_cpu:
-        raise ValueError(f"keys are {list(keys.shape)} {keys.dtype} on {keys.device}, expected int64 [rows] on the CPU")
-    keys = keys.contiguous()
+    keys = _checked_keys(keys)
     words = torch.empty(2, steps, len(keys), units, dtype=torch.int32)
     call = RandomWords(first, steps, len(keys), units, *_addresses(keys, words))
     _check(_library().unrolled_random_words(ctypes.byref(_run()), ctypes.byref(call)))
     return words
+
+
+def multiplier(keys: Tensor, first: int, steps: int, units: int, probability: float) -> Tensor:
+    """0 with this probability, else 1 / (1 - probability), [steps, keys, units]."""
+    keys = _checked_keys(keys)
+    found = empty((steps, len(keys), units))
+    # Rounded as the quotient of two floats.
+    scale = 1 / c_float(1 - probability).value
+    call = Multiplier(first, steps, len(keys), units, keys.data_ptr(), threshold(probability), scale, found.data_ptr())
+    _check(_library().unrolled_multiplier(ctypes.byref(_run()), ctypes.byref(call)))
+    return found
+
+
+def _checked_keys(keys: Tensor) -> Tensor:
+    if keys.dim() != 1 or keys.dtype != torch.int64 or not keys.is_cpu:
+        raise ValueError(f"keys are {list(keys.shape)} {keys.dtype} on {keys.device}, expected int64 [rows] on the CPU")
+    return keys.contiguous()
 
 
 def product(
@@ -289,7 +312,7 @@ def _library() -> ctypes.CDLL:
     found = native.library()
     if found is None:
         raise RuntimeError(f"Unrolled has no native library here: {native.missing()}")
-    for name in ("forward", "backward", "product", "weight_gradient", "random_words"):
+    for name in ("forward", "backward", "product", "weight_gradient", "random_words", "multiplier", "row_keys"):
         getattr(found, f"unrolled_{name}").restype = c_char_p
     for name, arguments in (("forward", 2), ("backward", 2), ("product", 2), ("weight_gradient", 1)):
         scratch = getattr(found, f"unrolled_{name}_scratch")

@@ -113,8 +113,8 @@ def scan_backward(
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0, of c0, of the cell, and of
-    what the projection made.
+    """Backpropagation through time: the gradients of the pre-activations [T, B, 4, H], of h0, of c0, of the cell, and
+    of what the projection made.
 
     `grad_h`, `grad_c` and `grad_gates` are the cotangents of what `scan` returned (None is zeros). The gradients of the
     weights are products of these results with x and h, taken once for all steps.

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from . import reference
 from .calls import Function, below_autograd
-from .cell import DIFFERENTIABLE, OF_C, PLAIN, TENSORS, Cell, Drawn
+from .cell import DIFFERENTIABLE, OF_C, PLAIN, TENSORS, Cell
 from .masks import random_words
 from .precision import full_precision
 
@@ -239,9 +239,10 @@ def _first_order(
             taken_in = cell.dropped_h(h0), cell.dropped_h(h)
             grad_w_h = _grad_recurrent_weights(weight_gradient, *taken_in, grad_pre, resets, lengths)
         if w_hr is not None:
-            # Of masks, those alone matter here that say where c is held.
-            drawn = cell.drawn(0, len(c), (h.shape[-1], c.shape[-1]), random_words) if cell.zoneout_c else Drawn()
-            new_c = reference.new_c(c, gates, reference.c_before(c, c0, resets, lengths), cell, drawn)
+            new_c = c
+            if cell.zoneout_c:
+                drawn = cell.drawn(0, len(c), (h.shape[-1], c.shape[-1]), random_words)
+                new_c = reference.new_c(c, gates, reference.c_before(c, c0, resets, lengths), cell, drawn)
             grad_w_hr = _grad_of_projection(weight_gradient, cell, new_c, gates, of_projected)
         of_cell: dict[str, Tensor] = {}
         of_all = of_cells.sum(0) if cell.gradient_planes else of_cells

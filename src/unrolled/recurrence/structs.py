@@ -65,6 +65,16 @@ class RandomWords(ctypes.Structure):
     ]
 
 
+class Multiplier(ctypes.Structure):
+    _fields_ = [
+        *((name, c_int64) for name in ("first", "steps", "rows", "units")),
+        ("keys", c_void_p),
+        ("threshold", c_uint32),
+        ("scale", c_float),
+        ("multiplier", c_void_p),
+    ]
+
+
 class Product(ctypes.Structure):
     _fields_ = [
         *((name, c_int64) for name in ("rows", "depth", "columns")),
