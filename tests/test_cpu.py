@@ -348,7 +348,7 @@ def test_without_gradients_no_gates_are_stored(made: list[tuple[int, ...]], mode
     assert made.count((steps, rows, hidden)) == 2
     others = sum(torch.Size(shape).numel() for shape in made if shape != (steps, rows, hidden))
     # Packed weights, and pre-activations for some steps at a time: 2 MiB, where those of all steps are 6.
-    packed = kernels._library().unrolled_forward_scratch(hidden)
+    packed = kernels._library().unrolled_forward_scratch(hidden, 0)
     packed += kernels._library().unrolled_product_scratch(width, 4 * hidden) if kind == "floats" else 0
     assert packed < others <= packed + 2 * 2**20 // 4
     for value, other in zip((h, c), expected, strict=True):

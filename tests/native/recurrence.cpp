@@ -36,6 +36,7 @@ class Case {
             accepted(unrolled_forward(&other_run, &other.call));
             check_other(other, stored, h, c, gates);
             other.call.packed = 1;
+            other.take_in_h0();
             accepted(unrolled_forward(&other_run, &other.call));
             check_other(other, stored, h, c, gates);
         }
@@ -120,6 +121,8 @@ void run_options(int64_t& turn) {
     for (const Options& options : kOptions) {
         for (const Sizes& sizes : {Sizes{3, 4, 5}, Sizes{5, 9, 16}, Sizes{2, 3, 33}, Sizes{3, 13, 130}, Sizes{0, 2, 5},
                                    Sizes{2, 3, 1}, Sizes{2, 5, 0}}) {
+            // Refused.
+            if (options.projects && sizes.hidden == 0) continue;
             for (const Masks masks : {Masks::none, Masks::both}) {
                 Random random(static_cast<uint64_t>(turn));
                 const Sequence sequence(sizes, masks, random, options);

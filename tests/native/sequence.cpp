@@ -191,11 +191,15 @@ Forward::Forward(const Sequence& sequence, Stored stored, Place place)
     call.cell = sequence.cell(peephole_, norm_, keys_);
     call.h_mask = pointer_unless_empty(h_mask_);
     call.h_in = h_in_.data();
-    for (int64_t k = 0; k < h_mask_.count(); ++k) h_in_.data()[k] = sequence.h0.data()[k] * sequence.h_mask.data()[k];
+    take_in_h0();
     call.projected = sequence.projected();
     call.w_hr = sequence.options.projects ? w_hr_.data() : nullptr;
     call.unprojected = unprojected_.data();
     call.sums = sequence.options.norm && !stored.gates ? sums_.data() : nullptr;
+}
+
+void Forward::take_in_h0() {
+    for (int64_t k = 0; k < h_mask_.count(); ++k) h_in_.data()[k] = h0_.data()[k] * h_mask_.data()[k];
 }
 
 Cotangent::Cotangent(Sizes sizes, int64_t width, Layout layout, Random& random)

@@ -119,6 +119,9 @@ class Forward {
    public:
     Forward(const Sequence& sequence, Stored stored, Place place);
 
+    // Before another call: one leaves there what its last step would hand on.
+    void take_in_h0();
+
     UnrolledForward call;
     Buffer<float> h, c, gates;
 

@@ -340,7 +340,12 @@ StepResult by_sequence_kernels(const UnrolledRun& run, const Stack& stack, const
                                    1,
                                    0,
                                    stack.cell(layer),
-                                   sums};
+                                   sums,
+                                   nullptr,
+                                   nullptr,
+                                   0,
+                                   nullptr,
+                                   nullptr};
         accepted(unrolled_forward(&run, &call));
     }
     const float* top = result.h.data() + (stack.sizes.layers - 1) * state;
