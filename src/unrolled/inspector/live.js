@@ -93,8 +93,21 @@ function element(tag, name, text) {
 
 let drawn = false;
 
+/** Behind the frame that is being made: a message waits until it has been painted. */
+function afterwards(what) {
+  const { port1, port2 } = new MessageChannel();
+  port1.onmessage = () => {
+    port1.close();
+    what();
+  };
+  port2.postMessage(null);
+}
+
 function draw(since = null) {
-  if (since !== null) requestAnimationFrame(() => requestAnimationFrame(() => { delays.push(performance.now() - since); delays.splice(0, delays.length - 200); }));
+  if (since !== null) requestAnimationFrame(() => afterwards(() => {
+    delays.push(performance.now() - since);
+    delays.splice(0, delays.length - 200);
+  }));
   if (drawn) return;
   drawn = true;
   requestAnimationFrame(() => {
