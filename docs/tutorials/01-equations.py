@@ -201,6 +201,9 @@ assert torch.allclose(mine[0], layer_h[:, 0], rtol=0, atol=1e-14), "c is right, 
 print("right")
 
 # %% [markdown]
+# To have a whole layer of your own looked over, with all its gradients: [`unrolled.check`](../check.md) names the first step
+# and gate that differ.
+#
 # ## A sequence
 #
 # Steps in a row: each takes the h and c that the one before left. Collect them, and put time back in its place, axis
