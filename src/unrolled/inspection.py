@@ -63,6 +63,8 @@ def inspect(
     chosen = default_lanes(len(split)) if lanes is None else lanes
     for stretch in stretches(model, split, lanes=chosen, warm_up=warm_up):
         gathered.add(stretch)
+        # Before the next one is made: memory is that of one.
+        del stretch
         if progress is not None:
             progress("inspecting", gathered.tokens, len(split))
     if chosen > 1:

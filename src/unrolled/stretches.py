@@ -18,7 +18,7 @@ from .model import LanguageModel, evaluating
 from .stack import Trace
 
 # What the traces of one call may take: h, c and four gates of every unit, layer and token.
-_BYTES = 2**26
+_BYTES = 2**25
 # Lanes of a long text, and the tokens that a lane is worth: with fewer, reading its warm-up twice costs too much.
 LANES, TOKENS_OF_A_LANE = 48, 2048
 WARM_UP = 256
@@ -64,7 +64,7 @@ def stretches(
     several times as fast, each begins `warm_up` tokens before its part of the text, from zeros, and what it does there
     is not shown: from then on its state is that of the whole text up to what a text of `warm_up` tokens does not tell.
 
-    `steps` of one stretch: as many as fit into 64 MiB if None. Memory does not depend on the text's length. Raises
+    `steps` of one stretch: as many as fit into 32 MiB if None. Memory does not depend on the text's length. Raises
     ValueError for numbers below 1 (of `warm_up` below 0).
     """
     for name, value, least in (
@@ -111,9 +111,13 @@ def _read(
                 inside = (places < ends[:, None]).T
                 nats = _nats(predicted, logits, ids, torch.from_numpy(inside & _counting(split, places).T).to(device))
                 stretch = _stretch(trace, places.T, nats, inside)
+                del trace, nats
+            predicted = logits[:, -1:].clone()
+            del logits
         if stretch is not None:
             yield stretch
-        predicted = logits[:, -1:]
+        # Before the next one is made: memory is that of one.
+        del stretch
 
 
 def _stretch(trace: Trace, places: NDArray[np.int64], nats: Tensor, inside: NDArray[np.bool_]) -> Stretch:

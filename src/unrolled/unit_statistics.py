@@ -21,8 +21,8 @@ LEFT, RIGHT = 0.1, 0.9
 LATCHES = 0.5
 # Of h's whole range, -1 to 1, what a dead unit does not go beyond.
 MOVES = 0.01
-# Rows that are worked on at once: what they take stays in the caches.
-_ROWS = 128
+# Numbers that are worked on at once: what they take stays in the caches. Of narrow layers so many rows at most.
+_NUMBERS, _MOST_ROWS = 2**16, 1024
 # What is summed, of what.
 _SUMS = (
     *(("sum", name) for name in NAMES),
@@ -73,9 +73,10 @@ class UnitStatistics:
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Take in steps: each of h, c, i, f, g, o by name, [tokens, hidden], gates after their activation."""
-        tokens = values["c"].shape[0]
-        for begin in range(0, tokens, _ROWS):
-            self._add({name: values[name][begin : begin + _ROWS] for name in NAMES})
+        tokens, width = values["c"].shape
+        rows = max(1, min(_MOST_ROWS, _NUMBERS // width))
+        for begin in range(0, tokens, rows):
+            self._add({name: values[name][begin : begin + rows] for name in NAMES})
         self._tokens += tokens
 
     def result(self) -> LayerStatistics:
