@@ -13,6 +13,14 @@ import torch
 from unrolled import CharTokenizer, LanguageModel, ModelConfig, save_model
 from unrolled.cli import main
 
+# A shell starts what runs in the background with SIGINT ignored, and that is inherited.
+HEARD = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from unrolled.cli import main
+main()
+"""
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
@@ -23,7 +31,7 @@ def model(tmp_path_factory):
 
 
 def test_it_serves_until_it_is_interrupted(model):
-    command = [sys.executable, "-m", "unrolled", "inspect", str(model), "--live", "--text", "ab c"]
+    command = [sys.executable, "-c", HEARD, "inspect", str(model), "--live", "--text", "ab c"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             said = process.stdout.readline() + process.stdout.readline()

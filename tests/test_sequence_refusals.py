@@ -181,7 +181,7 @@ def test_what_cannot_be_is_refused_and_nothing_is_written(name: str) -> None:
 
 @pytest.mark.parametrize("name", CALLS)
 def test_scratch_may_be_exactly_what_was_asked_for_and_no_float_less(name: str) -> None:
-    size = {"product": (K, M), "weight_gradient": (1,)}.get(name, (H,))
+    size = {"product": (K, M), "weight_gradient": (1,)}.get(name, (H, 0))
     floats = getattr(library(), f"unrolled_{name}_scratch")(*size)
     # Every alignment: floats lie anywhere.
     for offset in range(16):
