@@ -91,8 +91,7 @@ def test_one_program_for_every_size_with_its_gradients(kernel: str, kind: str, s
     program = exported(model, kernel, kind, strict)
     names = operators(program)
     assert names.count(f"unrolled.{kernel}.default") == LAYERS
-    # As eager calls do; ids are looked up instead.
-    assert names.count("unrolled.product.default") == (LAYERS - (kind == "ids") if kernel == "cpu" else 0)
+    assert names.count("unrolled.product.default") == 0
     assert names.count("unrolled.checked_range.default") == LAYERS + (kind == "ids")
     module = program.module()
     for rows, steps in SIZES:

@@ -1,8 +1,7 @@
 """The large products around a recurrence, by MKL or by the native library, into memory that is taken again.
 
 The library's own sum each output in one fixed order, whatever rows it is computed with; and on x86 processors that MKL
-was not made for they are also the faster ones. Under `torch.func` only strict mode takes them. Compiled graphs take
-them as eager calls do: inductor would allocate every result anew, and have the bias written before the product.
+was not made for they are also the faster ones. Under `torch.func` and in compiled graphs only strict mode takes them.
 """
 
 from __future__ import annotations
@@ -73,12 +72,13 @@ class Inputs:
 
 
 def _plain_call(*values: Tensor) -> bool:
-    """Whether nothing but this call, or its compiler, has a say in the product: no transform, no autocast."""
+    """Whether nothing but this call has a say in the product: no transform, no compiler, no autocast."""
     return (
         all(value.dtype == torch.float32 and value.is_cpu for value in values)
+        and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled("cpu")
-        # torch has no public name for this; a test holds it to its meaning. Dynamo does not trace it.
-        and (torch.compiler.is_compiling() or not torch._C._are_functorch_transforms_active())
+        # torch has no public name for this; a test holds it to its meaning.
+        and not torch._C._are_functorch_transforms_active()
     )
 
 
@@ -94,24 +94,20 @@ class _Product(Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return _backward(ctx, grad)
+        if torch.is_grad_enabled():
+            return _differentiable_backward(ctx, grad)
+        x, w = ctx.saved_tensors
+        for_x, for_w, for_bias, _ = ctx.needs_input_grad
+        grad_x = grad_w = grad_bias = None
+        if for_x:
+            grad_x = below_autograd(torch.ops.unrolled.product.default, grad, w.mT, None, False)
+        if for_w or for_bias:
+            grad_w, grad_bias = torch.ops.unrolled.weight_gradient.default(x, grad, None, True)
+        return grad_x, grad_w, grad_bias, None
 
     @staticmethod
     def vmap(info: Any, in_dims: Any, *args: Any) -> Any:
         return _map_product(info, in_dims, *args)
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    if torch.is_grad_enabled():
-        return _differentiable_backward(ctx, grad)
-    x, w = ctx.saved_tensors
-    for_x, for_w, for_bias, _ = ctx.needs_input_grad
-    grad_x = grad_w = grad_bias = None
-    if for_x:
-        grad_x = below_autograd(torch.ops.unrolled.product.default, grad, w.mT, None, False)
-    if for_w or for_bias:
-        grad_w, grad_bias = torch.ops.unrolled.weight_gradient.default(x, grad, None, for_bias)
-    return grad_x, grad_w, grad_bias if for_bias else None, None
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -181,6 +177,8 @@ torch.library.register_fake(
     ),
     lib=_LIBRARY,
 )
-torch.library.register_autograd("unrolled::product", _backward, setup_context=_Product.setup_context, lib=_LIBRARY)
+torch.library.register_autograd(
+    "unrolled::product", _differentiable_backward, setup_context=_Product.setup_context, lib=_LIBRARY
+)
 torch.library.register_vmap("unrolled::product", _map_product, lib=_LIBRARY)
 torch.library.register_vmap("unrolled::weight_gradient", _map_weight_gradient, lib=_LIBRARY)
