@@ -138,9 +138,9 @@ def test_no_library_says_how_to_build_it(monkeypatch: pytest.MonkeyPatch):
     assert str(caught.value) == f"Unrolled has no native library here: {WITHOUT}{REPAIR}"
 
 
-def test_the_advice_outside_a_source_tree(tmp_path: Path):
-    path = tmp_path / "site-packages/unrolled/recurrence/libunrolled.so"
-    assert native._load(path).reason == (
+@pytest.mark.parametrize("folder", ["site-packages/unrolled/recurrence", "/nowhere"])
+def test_the_advice_outside_a_source_tree(tmp_path: Path, folder: str):
+    assert native._load(tmp_path / folder / "libunrolled.so").reason == (
         f"{WITHOUT}python -m pip install -v --no-deps --force-reinstall PATH, with PATH its source tree, builds it, "
         "with g++, clang++ or MSVC, and shows what the compiler says"
     )

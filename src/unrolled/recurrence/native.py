@@ -79,8 +79,8 @@ def _load(path: Path) -> _Loaded:
 
 def _repair(path: Path) -> str:
     """What to type; the library's place says whether this is an editable install, and of which source tree."""
-    tree = path.resolve().parents[3]
-    what = f'-e "{tree}"' if (tree / "csrc").is_dir() else "--force-reinstall PATH, with PATH its source tree,"
+    trees = [tree for tree in path.resolve().parents[3:4] if (tree / "csrc").is_dir()]
+    what = f'-e "{trees[0]}"' if trees else "--force-reinstall PATH, with PATH its source tree,"
     return (
         f"python -m pip install -v --no-deps {what} builds it, with g++, clang++ or MSVC, "
         "and shows what the compiler says"
