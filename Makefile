@@ -35,9 +35,13 @@ help:
 train: $(ready)
 	@.venv/bin/unrolled train $(ARGS)
 
+# What "make check test" has run already by then.
+checked = tests/test_layering.py tests/test_docs.py
+done = $(if $(filter check,$(MAKECMDGOALS)),$(checked:%=--ignore=%))
+
 # A process for each core, since most tests have one thread; each then takes files from those that have many left.
 test: $(ready)
-	$(python) -m pytest -n auto --maxprocesses 8 --dist worksteal $(ARGS)
+	$(python) -m pytest -n auto --maxprocesses 8 --dist worksteal $(done) $(ARGS)
 
 # Whole files to a process: some share a build, or what they have compiled.
 test-slow: $(peers)
@@ -51,7 +55,7 @@ check: $(ready)
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
-	$(python) -m pytest -q tests/test_layering.py tests/test_docs.py
+	$(python) -m pytest -q -n auto --maxprocesses 8 $(checked)
 
 docs: $(ready)
 	@$(python) docs/website/build.py

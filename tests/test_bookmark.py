@@ -63,7 +63,7 @@ def test_a_state_has_the_models_dtype(tmp_path, dtype):
     assert Bookmark.load(tmp_path / "state", run.model).state.c.dtype == dtype
 
 
-@pytest.mark.parametrize(("temperature", "cut"), [(0.0, 17), (1.0, 40)])
+@pytest.mark.parametrize(("temperature", "cut"), [pytest.param(0.0, 17, marks=pytest.mark.slow), (1.0, 40)])
 def test_another_process_goes_on_exactly(tmp_path, temperature, cut):
     run = Run(seed=3)
     settings = {"temperature": temperature, **SETTINGS}

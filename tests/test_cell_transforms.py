@@ -81,8 +81,9 @@ def test_compiled_as_one_graph_it_trains_the_same(backend: str) -> None:
         torch.testing.assert_close(ours, eager, rtol=near, atol=near)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cell", [CELLS[0], CELLS[-1]], ids="+".join)
-@pytest.mark.parametrize("kernel", [KERNELS[0], pytest.param(KERNELS[1], marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_the_operators_pass_torchs_check(kernel: str, cell: tuple[str, ...]) -> None:
     case, dtype = make(Shape(3, 3, 2, 4, ("resets", "lengths"), cell=cell)), dtype_of(kernel)
     floats = {name: value.to(dtype).requires_grad_() for name, value in case.floats.items()}

@@ -120,7 +120,7 @@ def test_hand_written_backward_equals_autograd(cell: tuple[str, ...], masks: tup
 
 
 @pytest.mark.parametrize("cell", CELLS, ids="+".join)
-@pytest.mark.parametrize("backend", ["portable", "reference"])
+@pytest.mark.parametrize("backend", [pytest.param("portable", marks=pytest.mark.slow), "reference"])
 def test_gradients_by_finite_differences(backend: str, cell: tuple[str, ...]) -> None:
     case = make(Shape(2, 3, 1, 2, ("resets",), cell=cell))
     names = list(case.floats)

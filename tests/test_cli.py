@@ -367,7 +367,7 @@ def test_quiet_prints_the_result_alone(call, text_file):
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process alone")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
 def test_a_signal_saves_and_the_command_that_is_printed_goes_on(text_file, call, number):
     process = program("train", text_file, *TINY, "--steps", "1000000", "--eval-every", "1000000", "--out", "a run")
     read = ""

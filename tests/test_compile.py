@@ -22,12 +22,15 @@ from worlds import KERNELS, dtype_of, needs_library
 from unrolled import LSTMLayer, LSTMState, MultiLayerLSTM
 
 F32, F64 = torch.float32, torch.float64
+# A graph takes seconds to compile: what one kernel, or one of several ways, shows, the others show in the slow suite.
+slow = pytest.mark.slow
 kernels = pytest.mark.parametrize("kernel", KERNELS)
-# Compiling takes most of a second for each operator's graph: what one kernel shows, the other shows in the slow suite.
-one_kernel = pytest.mark.parametrize("kernel", [KERNELS[0], pytest.param(KERNELS[1], marks=pytest.mark.slow)])
+one_kernel = pytest.mark.parametrize("kernel", [KERNELS[0], pytest.param(KERNELS[1], marks=slow)])
+modes = pytest.mark.parametrize("mode", [torch.no_grad, pytest.param(torch.inference_mode, marks=slow)])
 # No batch or time below equals one of these: torch takes sizes that are equal in the first call for the same size.
 WIDTH, HIDDEN, LAYERS = 11, 13, 2
 SIZES = ((3, 5), (4, 7), (2, 300), (6, 3))
+SMALLEST = [(1, 1), (0, 5), (3, 0), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((1, 6), (4, 1), (3, 2)))]
 
 inductor = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++"))
@@ -114,12 +117,11 @@ def assert_same(ours: list[Tensor | None], eager: list[Tensor | None], rtol: flo
 @pytest.mark.parametrize(
     ("kind", "layers", "dynamic", "sizes", "graphs"),
     [
-        ("floats", 2, True, SIZES, 1),
-        ("ids", 1, True, SIZES, 1),
-        ("floats", 1, None, SIZES, 2),
-        ("ids", 2, False, ((3, 5), (2, 300), (3, 5)), 2),
+        pytest.param("floats", 2, True, SIZES, 1, id="floats-dynamic", marks=slow),
+        pytest.param("ids", 1, True, SIZES, 1, id="ids-dynamic"),
+        pytest.param("floats", 1, None, SIZES, 2, id="floats-automatic"),
+        pytest.param("ids", 2, False, ((3, 5), (2, 300), (3, 5)), 2, id="ids-static", marks=slow),
     ],
-    ids=["floats-dynamic", "ids-dynamic", "floats-automatic", "ids-static"],
 )
 @one_kernel
 def test_training_equals_eager_at_every_size_without_compiling_at_every_size(
@@ -147,7 +149,7 @@ def test_calls_without_masks_and_state_share_one_graph_too(kernel: str) -> None:
     assert len(recorder.forwards) == len(recorder.backwards) == 1
 
 
-@pytest.mark.parametrize(("rows", "steps"), [(1, 1), (1, 6), (4, 1), (3, 2), (0, 5), (3, 0)])
+@pytest.mark.parametrize(("rows", "steps"), SMALLEST)
 @one_kernel
 def test_smallest_sizes_equal_eager(kernel: str, rows: int, steps: int) -> None:
     model, inputs = new_stack(kernel, num_layers=1), batch(kernel, "floats", rows, steps, layers=1)
@@ -170,17 +172,12 @@ def test_the_graph_does_not_grow_with_the_steps(kernel: str) -> None:
     assert len(operators("reference", 4)[0]) > 1.5 * len(operators("reference", 2)[0])
 
 
+@pytest.mark.slow
 @inductor
 @pytest.mark.parametrize(
-    ("kind", "layers", "dynamic"),
-    [
-        ("floats", 1, True),
-        pytest.param("ids", 2, True, marks=pytest.mark.slow),
-        pytest.param("floats", 2, None, marks=pytest.mark.slow),
-        pytest.param("ids", 1, False, marks=pytest.mark.slow),
-    ],
+    ("kind", "layers", "dynamic"), [("floats", 1, True), ("ids", 2, True), ("floats", 2, None), ("ids", 1, False)]
 )
-@one_kernel
+@kernels
 def test_inductors_code_equals_eager(kernel: str, kind: str, layers: int, dynamic: bool | None) -> None:
     model = new_stack(kernel, num_layers=layers)
     compiled = torch.compile(model, fullgraph=True, dynamic=dynamic)
@@ -202,8 +199,8 @@ def test_a_changed_backend_is_noticed(kernel: str) -> None:
     assert [graph.count(f"unrolled.{kernel}.default") for graph in recorder.forwards] == [1, 0]
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-@kernels
+@modes
+@one_kernel
 def test_evaluation(kernel: str, mode: Any) -> None:
     model, inputs = new_stack(kernel, dropout=0.5).eval(), batch(kernel, "ids", 3, 6)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -213,7 +210,7 @@ def test_evaluation(kernel: str, mode: Any) -> None:
     assert not output.requires_grad
 
 
-@kernels
+@one_kernel
 def test_autocast(kernel: str) -> None:
     model = new_stack(kernel, dtype=F32, backend=kernel)
     inputs = {"x": batch(kernel, "floats", 3, 6)["x"].detach().float()}
@@ -227,7 +224,7 @@ def test_autocast(kernel: str) -> None:
     assert torch.equal(state.c, exact_state.c)
 
 
-@kernels
+@one_kernel
 def test_a_trace_opens_the_same_gates_and_refuses_total_gradients(kernel: str) -> None:
     model, inputs = new_stack(kernel), batch(kernel, "floats", 3, 6)
     compiled = torch.compile(model.trace, backend="aot_eager", fullgraph=True)
@@ -244,7 +241,7 @@ def test_a_trace_opens_the_same_gates_and_refuses_total_gradients(kernel: str) -
             opened.gradients(loss(ours))
 
 
-@kernels
+@one_kernel
 def test_ranges_are_checked_inside_the_graph(kernel: str) -> None:
     model, inputs = new_stack(kernel), batch(kernel, "ids", 3, 5)
     compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
@@ -256,7 +253,7 @@ def test_ranges_are_checked_inside_the_graph(kernel: str) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [pytest.param(False, marks=slow), True])
 def test_only_strict_graphs_hold_the_native_product(strict: bool) -> None:
     model, recorder = new_stack("cpu", strict=strict), Recorder()
     compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=True)
@@ -272,7 +269,7 @@ def test_only_strict_graphs_hold_the_native_product(strict: bool) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+@modes
 def test_graphs_without_gradients_hold_the_operator_that_stores_no_gates(mode: Any) -> None:
     model, recorder = new_stack("cpu").requires_grad_(False), Recorder()
     compiled = torch.compile(model, backend=recorder, fullgraph=True, dynamic=True)
@@ -286,7 +283,7 @@ def test_graphs_without_gradients_hold_the_operator_that_stores_no_gates(mode: A
         assert graph.count("unrolled.cpu.default") == 0
 
 
-@pytest.mark.parametrize("strict", [False, True])
+@pytest.mark.parametrize("strict", [pytest.param(False, marks=slow), True])
 @one_kernel
 def test_recomputed_gates(kernel: str, strict: bool) -> None:
     if strict and kernel != "cpu":
@@ -308,7 +305,7 @@ def test_recomputed_gates(kernel: str, strict: bool) -> None:
 # Transforms and compilation
 
 
-@kernels
+@one_kernel
 def test_compiled_vmap_folds_the_rows_into_one_call(kernel: str) -> None:
     layer, recorder = LSTMLayer(WIDTH, HIDDEN, dtype=dtype_of(kernel)), Recorder()
     x = torch.randn(4, 3, 5, WIDTH, dtype=dtype_of(kernel), requires_grad=True)
@@ -321,7 +318,7 @@ def test_compiled_vmap_folds_the_rows_into_one_call(kernel: str) -> None:
     assert recorder.forwards[0].count(f"unrolled.{kernel}.default") == 1
 
 
-@kernels
+@one_kernel
 def test_compiled_jvp_equals_eager_and_is_not_zero(kernel: str) -> None:
     layer, x = (
         LSTMLayer(WIDTH, HIDDEN, dtype=dtype_of(kernel)).requires_grad_(False),
@@ -336,7 +333,8 @@ def test_compiled_jvp_equals_eager_and_is_not_zero(kernel: str) -> None:
     assert_same([torch.compile(tangent, backend="aot_eager", fullgraph=True)(x)], [exact])
 
 
-@one_kernel
+@pytest.mark.slow
+@kernels
 def test_what_torch_cannot_compile_raises(kernel: str) -> None:
     layer, x = LSTMLayer(WIDTH, HIDDEN, dtype=dtype_of(kernel)), torch.randn(3, 4, WIDTH, dtype=dtype_of(kernel))
 
@@ -354,7 +352,7 @@ def test_what_torch_cannot_compile_raises(kernel: str) -> None:
             transform(compiled)(x)
 
 
-@kernels
+@one_kernel
 def test_a_traced_gradient_holds_one_operator_each_way(kernel: str) -> None:
     layer, x = LSTMLayer(WIDTH, HIDDEN, dtype=dtype_of(kernel)), torch.randn(3, 40, WIDTH, dtype=dtype_of(kernel))
     gradient = grad(lambda x: layer(x)[0].pow(3).sum())

@@ -162,7 +162,8 @@ def test_vmap_over_stacked_weights_and_forward_mode(option: dict[str, Any]):
     torch.testing.assert_close(slope, nudged, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("masked", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("masked", [False, True])
 def test_it_compiles_as_one_graph_with_the_same_values_and_gradients(masked: bool):
     module = new(bidirectional=True, dtype=torch.float32)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager", dynamic=True)

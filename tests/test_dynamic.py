@@ -85,7 +85,7 @@ TEXTS = {"one document": split(50), "documents": split(50, 1, 2, 17, 24, 40), "t
 
 
 @pytest.mark.parametrize("method", ["rms", "sgd"])
-@pytest.mark.parametrize("segment", [1, 8, 64])
+@pytest.mark.parametrize("segment", [pytest.param(1, marks=pytest.mark.slow), 8, 64])
 @pytest.mark.parametrize("text", TEXTS.values(), ids=TEXTS.keys())
 def test_it_is_the_published_method(text: Split, segment: int, method: str) -> None:
     subject = model()

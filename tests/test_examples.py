@@ -60,8 +60,9 @@ MISSING = {
 }
 # Those that train for minutes; the lessons are over before anyone stops them.
 TRAINING = ("word_language_model", "recurrent_ppo", "private_sgd", "lightning_truncated_bptt")
-# Other libraries' import alone takes seconds: these run in the slow suite.
-SLOW = ("recurrent_ppo", "private_sgd", "lightning_truncated_bptt")
+# These run in the slow suite: other libraries' import alone takes seconds, and one that trains here is enough.
+SLOW = ("recurrent_ppo", "private_sgd", "lightning_truncated_bptt", "carry_state", "train_from_python")
+SLOW += ("generate_with_saved_state", "open_the_gates")
 
 
 def by_name(names: Iterable[str]) -> list[Any]:
@@ -160,7 +161,9 @@ def word_model(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str
     return run(example_of("word_language_model"), folder, *ARGUMENTS["word_language_model"], *arguments)
 
 
-@pytest.mark.parametrize("tied", [(), ("--tied",)], ids=["untied", "tied"])
+@pytest.mark.parametrize(
+    "tied", [pytest.param((), id="untied", marks=pytest.mark.slow), pytest.param(("--tied",), id="tied")]
+)
 def test_a_word_model_learns_what_there_is_to_learn(tmp_path: Path, tied: tuple[str, ...]):
     """The texts' own perplexity is 2.1; a guess by how frequent words are stands at 8."""
     write_texts(tmp_path)
@@ -175,6 +178,7 @@ def test_a_word_model_learns_what_there_is_to_learn(tmp_path: Path, tied: tuple[
     assert 1.8 < training < 4
 
 
+@pytest.mark.slow
 def test_a_word_that_was_never_read_counts_as_unknown(tmp_path: Path):
     write_texts(tmp_path)
     (tmp_path / "valid.txt").write_text("the zebra saw\n", encoding="utf-8")

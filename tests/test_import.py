@@ -148,9 +148,14 @@ def test_every_public_name_is_there_and_says_what_it_is(name: str):
     [
         "import unrolled.dynamic, unrolled.evaluate, unrolled.generate",
         "import unrolled; unrolled.evaluate, unrolled.generate; import unrolled.evaluate, unrolled.generate",
-        "from unrolled.evaluate import Score; from unrolled.generate import Piece; import unrolled",
-        "import unrolled.train, unrolled.checkpoint",
-        "from unrolled import *; import unrolled",
+        *(
+            pytest.param(before, marks=pytest.mark.slow)
+            for before in (
+                "from unrolled.evaluate import Score; from unrolled.generate import Piece; import unrolled",
+                "import unrolled.train, unrolled.checkpoint",
+                "from unrolled import *; import unrolled",
+            )
+        ),
     ],
 )
 def test_a_function_is_never_hidden_by_its_module(before: str):

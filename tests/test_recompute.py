@@ -161,11 +161,13 @@ def floats_for_each_token(bytes_of: Any, *arguments: Any) -> float:
 outputs = pytest.mark.parametrize(("output_dim", "for_projection"), [(None, 0), (6, HIDDEN)], ids=["bare", "projected"])
 # An id is an int64: as much as two floats.
 kinds = pytest.mark.parametrize(("kind", "for_input"), [("floats", WIDTH), ("ids", 2)], ids=["floats", "ids"])
+# Every storage alive is asked for; the slow suite asks for the other kernel's too.
+one_kernel = pytest.mark.parametrize("kernel", [KERNELS[0], pytest.param(KERNELS[1], marks=pytest.mark.slow)])
 
 
 @outputs
 @kinds
-@kernels
+@one_kernel
 def test_training_keeps_the_input_and_six_values_for_each_unit_of_each_layer(
     kernel: str, kind: str, for_input: int, output_dim: int | None, for_projection: int
 ) -> None:
@@ -177,7 +179,7 @@ def test_training_keeps_the_input_and_six_values_for_each_unit_of_each_layer(
 
 
 @kinds
-@kernels
+@one_kernel
 def test_a_trace_keeps_no_more_than_training(kernel: str, kind: str, for_input: int) -> None:
     model = MultiLayerLSTM(WIDTH, HIDDEN, LAYERS, output_dim=None, backend=kernel)
 
@@ -194,7 +196,7 @@ def test_a_trace_keeps_no_more_than_training(kernel: str, kind: str, for_input: 
 
 @outputs
 @kinds
-@kernels
+@one_kernel
 def test_with_recompute_it_keeps_what_goes_into_each_layer(
     kernel: str, kind: str, for_input: int, output_dim: int | None, for_projection: int
 ) -> None:
@@ -206,7 +208,7 @@ def test_with_recompute_it_keeps_what_goes_into_each_layer(
 
 
 @pytest.mark.parametrize("kind", ["floats", "ids"])
-@kernels
+@one_kernel
 def test_frozen_weights_keep_nothing(kernel: str, kind: str) -> None:
     model = MultiLayerLSTM(WIDTH, HIDDEN, LAYERS, backend=kernel).requires_grad_(False)
 

@@ -92,7 +92,14 @@ def test_missing_cotangents_are_zeros() -> None:
         assert torch.equal(ours, theirs)
 
 
-@pytest.mark.parametrize(("backend", "proj"), [("reference", 0), ("reference", 2), ("portable", 2)])
+@pytest.mark.parametrize(
+    ("backend", "proj"),
+    [
+        pytest.param("reference", 0, marks=pytest.mark.slow),
+        ("reference", 2),
+        pytest.param("portable", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_gradients_by_finite_differences(backend: str, proj: int) -> None:
     case = make(Shape(2, 4, 3, 3, ("resets", "lengths"), proj))
     names = list(case.floats)

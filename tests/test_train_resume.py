@@ -37,8 +37,9 @@ def test_the_resolved_config_can_be_passed_back(config: TrainConfig, tmp_path: P
 
 
 # Steps of a run of 60 with 50 windows an epoch, scores each 20 and saves each 25: the first and the last but one, those
-# around scores, saves and the epoch's end, and some in the midst.
+# around scores, saves and the epoch's end, and some in the midst. Six of them in every run of the tests.
 POINTS = (1, 2, 7, 10, 11, 17, 19, 20, 21, 24, 25, 26, 33, 39, 40, 41, 49, 50, 51, 59)
+OFTEN = (1, 19, 25, 26, 50, 59)
 ALL_AT_ONCE = {"steps": 60, "eval_every": 20, "save_every": 25, "accumulate": 3, "patience": 5, "embedding": 5}
 ALL_AT_ONCE |= {"embedding_dropout": 0.1}
 
@@ -52,7 +53,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[TrainConfi
         yield config, run(config)
 
 
-@pytest.mark.parametrize("stop_at", POINTS)
+@pytest.mark.parametrize("stop_at", [p if p in OFTEN else pytest.param(p, marks=pytest.mark.slow) for p in POINTS])
 def test_stopped_and_taken_up_is_the_undisturbed_run(
     config: TrainConfig, whole: tuple[TrainConfig, list[Any]], tmp_path: Path, stop_at: int
 ) -> None:

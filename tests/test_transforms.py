@@ -34,7 +34,9 @@ MASKED = [
 ]
 masked = pytest.mark.parametrize("shape", MASKED, ids=lambda s: s.name)
 kernels = pytest.mark.parametrize("kernel", KERNELS)
-plain_and_all_masks = pytest.mark.parametrize("shape", [MASKED[0], MASKED[3]], ids=lambda s: s.name)
+plain_and_all_masks = pytest.mark.parametrize(
+    "shape", [pytest.param(MASKED[0], marks=pytest.mark.slow), MASKED[3]], ids=lambda s: s.name
+)
 
 
 def case_of(shape: Shape, dtype: torch.dtype = F64) -> Case:
@@ -113,7 +115,14 @@ def test_gradcheck_and_gradgradcheck_of_the_registered_operator(shape: Shape) ->
 
 
 @masked
-@pytest.mark.parametrize("missing", [(), (1, 2), (0,)], ids=["all", "h alone", "c and gates"])
+@pytest.mark.parametrize(
+    "missing",
+    [
+        pytest.param((), id="all"),
+        pytest.param((1, 2), id="h alone", marks=pytest.mark.slow),
+        pytest.param((0,), id="c and gates", marks=pytest.mark.slow),
+    ],
+)
 def test_gradcheck_of_the_registered_backward_operator(shape: Shape, missing: tuple[int, ...]) -> None:
     (_, w_h, _, c0), (resets, lengths) = narrow(case_of(shape))
     floats, _ = narrow(case_of(shape))
