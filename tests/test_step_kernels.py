@@ -145,7 +145,9 @@ def whole_weights(w: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whole_rows(value: Tensor, largest: Tensor) -> tuple[Tensor, Tensor]:
-    whole = (value * torch.where(largest > 0, 127 / largest, 0.0)).clamp(-127, 127).round()
+    # A number by a tensor is torch's reciprocal, rounded, times the number: not the quotient.
+    inverse = torch.full_like(largest, 127) / largest
+    whole = (value * torch.where(largest > 0, inverse, 0.0)).clamp(-127, 127).round()
     return whole.double(), (largest / 127).double()
 
 
