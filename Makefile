@@ -9,6 +9,10 @@ browser = .venv/browser
 axe_version = 4.14.1
 axe = build/browser/node_modules/axe-core/axe.min.js
 kernels = CMakeLists.txt $(wildcard csrc/*.cpp csrc/*.h)
+# Modules are compiled when they are first imported: all of torch's, and its company's, would take a minute.
+install = $(python) -m pip install --disable-pip-version-check --no-compile -c constraints.txt
+# A process for each core, since most tests have one thread.
+side_by_side = -n auto --maxprocesses 8
 
 ifneq "$(shell test -x $(python) && cat $(ready) 2>/dev/null)" "$(CURDIR)"
 .PHONY: $(ready)
@@ -39,23 +43,23 @@ train: $(ready)
 checked = tests/test_layering.py tests/test_docs.py
 done = $(if $(filter check,$(MAKECMDGOALS)),$(checked:%=--ignore=%))
 
-# A process for each core, since most tests have one thread; each then takes files from those that have many left.
+# A process that has no files left takes some from those that have many.
 test: $(ready)
-	$(python) -m pytest -n auto --maxprocesses 8 --dist worksteal $(done) $(ARGS)
+	$(python) -m pytest $(side_by_side) --dist worksteal $(done) $(ARGS)
 
 # Whole files to a process: some share a build, or what they have compiled.
 test-slow: $(peers)
-	$(python) -m pytest -m slow -n auto --maxprocesses 8 --dist loadfile $(ARGS)
+	$(python) -m pytest -m slow $(side_by_side) --dist loadfile $(ARGS)
 
 # The page in the system's Chromium: clicked, hovered, read by keys, and looked over by axe-core.
 test-browser: $(browser) $(axe)
-	$(python) -m pytest -m browser $(ARGS)
+	$(python) -m pytest -m browser $(wildcard tests/test_*_browser.py) $(ARGS)
 
 check: $(ready)
 	$(python) -m ruff check
 	$(python) -m ruff format --check
 	$(python) -m mypy
-	$(python) -m pytest -q -n auto --maxprocesses 8 $(checked)
+	$(python) -m pytest -q $(side_by_side) $(checked)
 
 docs: $(ready)
 	@$(python) docs/website/build.py
@@ -107,16 +111,16 @@ $(ready): pyproject.toml constraints.txt $(kernels)
 	  echo 'No Python 3.11 or newer that can make a virtual environment: tried $(if $(PYTHON),$(PYTHON),python3, python3.14 to python3.11, python).' >&2; \
 	  echo 'Install one (on Debian and Ubuntu: python3 and python3-venv), or name it: make PYTHON=/path/to/python3' >&2; \
 	  exit 1; }
-	$(python) -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(install) -e '.[dev]'
 	@printf '%s\n' "$(CURDIR)" > $(ready)
 
 # Other libraries, to compare with: half a gigabyte, and a minute, that only the slow tests need.
 $(peers): $(ready)
-	$(python) -m pip install --disable-pip-version-check -c constraints.txt 'unrolled[interop-test]'
+	$(install) 'unrolled[interop-test]'
 	@touch $(peers)
 
 $(browser): $(ready)
-	$(python) -m pip install --disable-pip-version-check -c constraints.txt 'unrolled[browser-test]'
+	$(install) 'unrolled[browser-test]'
 	@touch $(browser)
 
 # An accessibility checker that only npm has.
