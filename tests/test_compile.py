@@ -30,7 +30,7 @@ modes = pytest.mark.parametrize("mode", [torch.no_grad, pytest.param(torch.infer
 # No batch or time below equals one of these: torch takes sizes that are equal in the first call for the same size.
 WIDTH, HIDDEN, LAYERS = 11, 13, 2
 SIZES = ((3, 5), (4, 7), (2, 300), (6, 3))
-SMALLEST = [(1, 1), (0, 5), (3, 0), *(pytest.param(*size, marks=pytest.mark.slow) for size in ((1, 6), (4, 1), (3, 2)))]
+SMALLEST = [(1, 1), (0, 5), (3, 0), *(pytest.param(*size, marks=slow) for size in ((1, 6), (4, 1), (3, 2)))]
 
 inductor = pytest.mark.skipif(
     not (shutil.which("g++") or shutil.which("clang++"))
