@@ -60,7 +60,7 @@ typedef struct {
     const int64_t* lengths; /* [B]: the row is zero from that step on; NULL where all rows are whole */
     float* h;               /* [T, B, H] */
     float* c;               /* [T, B, H], or [B, H] of the last step where keep_c is 0 */
-    float* gates;           /* [T, B, 4, H], with a norm [T, B, 8, H], behind the gates the sums; or NULL */
+    float* gates;           /* [T, B, 4, H], may be pre; with a norm [T, B, 8, H], behind the gates the sums; or NULL */
     float* scratch;
     int64_t scratch_floats;
     int32_t keep_c;

@@ -30,13 +30,26 @@ ARROWS: dict[str, set[str]] = {
         *("recurrence.reference", "recurrence.precision", "recurrence.calls", "recurrence.cell", "recurrence.masks"),
     },
     "recurrence.portable": {"recurrence.reference", "recurrence.seam", "recurrence.cell", "recurrence.masks"},
-    "recurrence.cpu": {"recurrence.kernels", "recurrence.products", "recurrence.seam", "recurrence.cell"},
+    "recurrence.cpu": {
+        *("recurrence.kernels", "recurrence.products", "recurrence.seam", "recurrence.cell", "recurrence.calls"),
+    },
+    "recurrence.one_node": {
+        *("recurrence.cpu", "recurrence.kernels", "recurrence.products", "recurrence.seam", "recurrence.cell"),
+        "recurrence.calls",
+    },
     "recurrence.edited": {"recurrence.cell"},
     "recurrence.step": {"recurrence.cell"},
     "recurrence.native_step": {"recurrence.step", "recurrence.kernels", "recurrence.structs"},
     "recurrence": {
         *("recurrence.reference", "recurrence.portable", "recurrence.cpu", "recurrence.products"),
-        *("recurrence.choose", "recurrence.ranges", "recurrence.precision", "recurrence.cell"),
+        *(
+            "recurrence.one_node",
+            "recurrence.calls",
+            "recurrence.choose",
+            "recurrence.ranges",
+            "recurrence.precision",
+            "recurrence.cell",
+        ),
         *("recurrence.masks", "recurrence.threefry", "recurrence.restarts", "recurrence.edited"),
     },
     "state": set(),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import pytest
 import torch
-from paths import assert_equal, counted
+from paths import assert_equal
 from torch import Tensor
 from torch.func import functional_call, vjp
 from worlds import needs_library
 
 from unrolled import LSTMLayer
+from unrolled.recurrence import products
 from unrolled.recurrence.calls import Function, below_autograd
 
 
@@ -76,8 +79,8 @@ def test_the_gradient_of_frozen_recurrent_weights_is_not_computed(frozen: bool) 
     for gate in "ifgo":
         layer.get_parameter(f"W_h{gate}").requires_grad_(not frozen)
     h, _ = layer(torch.randn(2, 5, 3))
-    with counted() as ran:
+    with mock.patch.object(products, "weight_gradients", wraps=products.weight_gradients) as made:
         h.sum().backward()
     # The other one is that of the input's weights.
-    assert ran["weight_gradient"] == (1 if frozen else 2)
+    assert made.call_count == (1 if frozen else 2)
     assert (layer.W_hf.grad is None) == frozen

@@ -38,6 +38,7 @@ OF_THE_LAYERS = {
     "unrolled.recurrence.masks",
     "unrolled.recurrence.memory",
     "unrolled.recurrence.native",
+    "unrolled.recurrence.one_node",
     "unrolled.recurrence.portable",
     "unrolled.recurrence.precision",
     "unrolled.recurrence.products",

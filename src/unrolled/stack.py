@@ -168,6 +168,8 @@ class MultiLayerLSTM(nn.Module):
 
     def initial_state(self, batch: int) -> LSTMState:
         """The state that a call without one starts from: the learned one where there is one, else zeros."""
+        if not self._layers()[0].options.learn_initial_state:
+            return self.zero_state(batch)
         h, c = zip(*(layer.initial_state(batch) for layer in self._in_order()), strict=True)
         return LSTMState(torch.stack(h), torch.stack(c))
 

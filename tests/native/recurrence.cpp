@@ -1,4 +1,6 @@
 // The recurrence over its grid of sizes, masks, outputs and layouts.
+#include <algorithm>
+
 #include "check.h"
 #include "sequence.h"
 #include "stages.h"
@@ -18,7 +20,7 @@ Floats last_of(const Floats& c, Sizes sizes) {
 }
 
 // A call checked against the loop, and others that must have its bits: elsewhere in memory, on more slots, with less
-// stored, with the weights packed already.
+// stored, with the weights packed already, with the gates over the pre-activations.
 class Case {
    public:
     Case(const char* set, const Sequence& sequence, int64_t turn)
@@ -36,6 +38,12 @@ class Case {
             accepted(unrolled_forward(&other_run, &other.call));
             check_other(other, stored, h, c, gates);
             other.call.packed = 1;
+            other.take_in_h0();
+            accepted(unrolled_forward(&other_run, &other.call));
+            check_other(other, stored, h, c, gates);
+            if (!stored.gates || sequence_.options.norm) continue;
+            std::copy(sequence_.pre.begin(), sequence_.pre.end(), other.gates.data());
+            other.call.pre = other.gates.data();
             other.take_in_h0();
             accepted(unrolled_forward(&other_run, &other.call));
             check_other(other, stored, h, c, gates);

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from . import cpu, edited, portable, products, reference
+from . import cpu, edited, one_node, portable, products, reference
+from .calls import is_plain
 from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
 from .masks import drawn_seed, random_words, row_keys, sequence_mask, weight_mask
@@ -77,6 +78,7 @@ def scan(
     strict: bool = False,
     clean: bool = False,
     x_mask: Tensor | None = None,
+    followed: bool = True,
 ) -> Scanned:
     """Run one layer over `x` [B, T, I], or [B, T] integer ids, which stand for one-hot rows.
 
@@ -85,7 +87,7 @@ def scan(
     x that it is 0 behind each row's end, and of int64 lengths that they are in range, as those of a layer below. `cell`
     has a notation of its own. `start`: h and c, [H] each (of a projected h, [P]), from which a row begins after a
     reset, zeros if None. `x_mask` [B, I] is what x is multiplied by in every step, or the one-hot rows that ids stand
-    for.
+    for. Without `followed` there is no `pre`.
 
     Shapes, dtypes and devices are the caller's to check. Raises IndexError for ids and ValueError for lengths out of
     range, BackendUnavailable where the backend cannot run the call.
@@ -94,12 +96,20 @@ def scan(
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
     x, scale = _masked(x, x_mask)
     resets = None if resets is None else resets.t()
+    alone = x.dim() == 3 and (start is None or resets is None)
+    followed = followed and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    place: Tensor | None = None
     if chosen == "reference":
-        pre = _inputs_step_by_step(x, w_x, bias, w_h.dtype, scale)
+        pre = place = _inputs_step_by_step(x, w_x, bias, w_h.dtype, scale)
         with full_precision(w_h):
             h, c, gates = reference.scan(pre, w_h, h0, c0, resets, lengths, w_hr, cell, start)
+    elif chosen == "cpu" and alone and is_plain(x, w_x, w_h, bias, h0, c0, resets, lengths, w_hr, *cell.tensors):
+        if followed and any(value.requires_grad for value in (x, w_x, bias)):
+            place = one_node.new_place(x.shape[1], x.shape[0], w_h.shape[2])
+        given = x, w_x, w_h, bias, h0, c0, resets, lengths, w_hr, cell, place
+        h, c, gates = one_node.scan(*given, strict=strict)
     else:
-        pre = _inputs(x, w_x, bias, w_h.dtype, scale, native=chosen == "cpu", strict=strict)
+        pre = place = _inputs(x, w_x, bias, w_h.dtype, scale, native=chosen == "cpu", strict=strict)
         kernel = cpu.scan if chosen == "cpu" else portable.scan
 
         def run(first: int, pre: Tensor, *state_and_masks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,8 +118,7 @@ def scan(
         h, c, gates = run_parts(run, pre, h0, c0, resets, lengths, start)
     if cell.norm is not None:
         gates = gates[:, :, :4]
-    followed = pre.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    edge = get_gradient_edge(pre) if followed else None
+    edge = get_gradient_edge(place) if followed and place is not None and place.requires_grad else None
     return Scanned(h.transpose(0, 1), c.transpose(0, 1), gates.transpose(0, 1), edge)
 
 
@@ -136,7 +145,7 @@ def states(
     more = cell.keys is not None or not (start is None or resets is None)
     if opened or more or choose(backend, _call(w_h, strict)) != "cpu":
         options: dict[str, Any] = {"cell": cell, "backend": backend, "strict": strict, "clean": clean, "start": start}
-        options["x_mask"] = x_mask
+        options |= {"x_mask": x_mask, "followed": False}
         scanned = scan(x, w_x, w_h, bias, h0, c0, resets=resets, lengths=lengths, w_hr=w_hr, **options)
         return scanned.h, scanned.c
     x, lengths = (x, lengths) if clean else checked(x, lengths, w_x.shape[0])
@@ -220,7 +229,7 @@ def last_step(sequence: Tensor, initial: Tensor, lengths: Tensor | None) -> Tens
     if sequence.shape[1] == 0:
         return initial
     if lengths is None:
-        return sequence[:, -1]
+        return sequence.select(1, -1)
     rows = sequence.shape[0]
     # Whole rows out of the memory that the recurrence left time-first: gather would look up every number.
     place = (lengths.long() - 1).clamp(min=0) * rows + torch.arange(rows, device=lengths.device)

@@ -8,6 +8,24 @@ from typing import Any
 import torch
 from torch._functorch.utils import unwrap_dead_wrappers
 
+_PLAIN_TYPES = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_plain(*tensors: torch.Tensor | None) -> bool:
+    """Whether nothing but these tensors has a say in a call: no transform, compiler, autocast, mode or subclass.
+
+    A kernel may then be called as it is, without an operator around it that somebody could see.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        # torch has no public, or no typed, names for these; tests hold them to their meaning.
+        and torch._C._get_tracing_state() is None
+        and not torch._C._are_functorch_transforms_active()
+        and not torch._C._len_torch_dispatch_stack()
+        and all(value is None or type(value) in _PLAIN_TYPES for value in tensors)
+    )
+
 
 class Function(torch.autograd.Function):
     """An `autograd.Function` with `setup_context`, whose `apply` takes no keywords.

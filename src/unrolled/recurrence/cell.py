@@ -31,7 +31,7 @@ What is random has masks of the row, the step and the unit (`threefry`), or in e
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -90,6 +90,17 @@ class Cell(NamedTuple):
     zoneout_c: float = 0.0
     recurrent_dropout: float = 0.0
     first: int = 0
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Those of `TENSORS`."""
+        return self.peephole, self.norm, self.keys, self.h_mask
+
+    def with_tensors(self, tensors: Sequence[Tensor | None]) -> Cell:
+        """This cell with others in the place of its own `tensors`."""
+        if all(ours is other for ours, other in zip(self.tensors, tensors, strict=True)):
+            return self
+        return self._replace(**dict(zip(TENSORS, tensors, strict=True)))  # type: ignore[arg-type]
 
     @property
     def is_held_or_dropped(self) -> bool:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from . import kernels, products, seam
+from .calls import is_plain
 from .cell import PLAIN, Cell
 
 # Bytes of pre-activations that are made, and used up, at a time: they stay in the cache.
@@ -62,7 +63,7 @@ def backward(
     return kernels.backward(grads, w_h, c, gates, c0, (resets, lengths), w_hr=w_hr, cell=Cell(*options))
 
 
-scan = seam.operator("cpu", forward, backward, products.weight_gradient)
+scan, differentiable_backward = seam.operator("cpu", forward, backward, products.weight_gradient)
 
 
 def states(
@@ -82,7 +83,9 @@ def states(
 
     `x` [B, T, I] or ids [B, T], both with their values checked; the other arguments as in `scan`.
     """
-    h, c = torch.ops.unrolled.states(x, w_x, w_h, bias, h0, c0, resets, lengths, strict, w_hr, *cell)
+    tensors = x, w_x, w_h, bias, h0, c0, resets, lengths
+    run = _states if is_plain(*tensors, w_hr, *cell.tensors) else torch.ops.unrolled.states
+    h, c = run(*tensors, strict, w_hr, *cell)
     return h, c
 
 

@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from ctypes import c_char_p, c_float, c_int64, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from . import native
-from .cell import PLAIN, TENSORS, Cell
+from .cell import PLAIN, Cell
 from .memory import LIMIT, Pool
 from .structs import Backward, CellStruct, Forward, Gradient, Multiplier, Product, RandomWords, Run, WeightGradient
 from .threefry import threshold
@@ -236,9 +235,7 @@ def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None = None) -> tupl
 
 
 def contiguous(cell: Cell) -> Cell:
-    tensors: dict[str, Any] = {name: getattr(cell, name) for name in TENSORS}
-    found = {name: value.contiguous() for name, value in tensors.items() if value is not None}
-    return cell._replace(**found) if found else cell
+    return cell.with_tensors([None if value is None else value.contiguous() for value in cell.tensors])
 
 
 def _projected(w_hr: Tensor | None) -> int:
@@ -252,6 +249,8 @@ def _projected(w_hr: Tensor | None) -> int:
 
 def cell_struct(cell: Cell, rows: int, hidden: int, width: int) -> CellStruct:
     """A cell as the kernels take it; its tensors are contiguous. `width`: of h."""
+    if cell == PLAIN:
+        return _PLAIN
     if cell.keys is not None and (cell.keys.shape != (rows,) or cell.keys.dtype != torch.int64):
         raise ValueError(f"keys are {list(cell.keys.shape)} {cell.keys.dtype}, expected int64 [{rows}]")
     if cell.h_mask is not None:
@@ -268,6 +267,9 @@ def cell_struct(cell: Cell, rows: int, hidden: int, width: int) -> CellStruct:
         *(threshold(each) for each in likely),
         cell.first,
     )
+
+
+_PLAIN = CellStruct(scale=1.0)
 
 
 class _Kept(threading.local):

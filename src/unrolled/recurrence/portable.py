@@ -299,4 +299,4 @@ def _where(mask: Tensor | None) -> dict[int, Tensor]:
     return {t: mask[t].unsqueeze(-1) for t, any_row in enumerate(mask.any(1).tolist()) if any_row}
 
 
-scan = seam.operator("portable", forward, backward)
+scan = seam.operator("portable", forward, backward).scan

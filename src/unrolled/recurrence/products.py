@@ -6,7 +6,7 @@ was not made for they are also the faster ones. Under `torch.func` and in compil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -111,10 +111,19 @@ class _Product(Function):
 
 
 def _differentiable_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """In torch's own operations, which know their derivatives: where a graph is made of the backward pass itself."""
     x, w = ctx.saved_tensors
-    for_x, for_w, for_bias, _ = ctx.needs_input_grad
-    return grad @ w.mT if for_x else None, x.mT @ grad if for_w else None, grad.sum(0) if for_bias else None, None
+    return *differentiable_gradients(grad, x, w, ctx.needs_input_grad[:3]), None
+
+
+def differentiable_gradients(
+    grad: Tensor, x: Tensor, w: Tensor, needed: Sequence[bool]
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Of x, w and the bias in `linear`, those that are needed, in torch's own operations, which know their derivatives.
+
+    For a graph of the backward pass itself, and for batched cotangents.
+    """
+    for_x, for_w, for_bias = needed
+    return grad @ w.mT if for_x else None, x.mT @ grad if for_w else None, grad.sum(0) if for_bias else None
 
 
 def _map_product(
@@ -141,10 +150,12 @@ def _map_weight_gradient(
     return (grad_w, grad_bias), (0, 0)
 
 
-def _product(x: Tensor, w: Tensor, bias: Tensor | None, strict: bool) -> Tensor:
+def product(x: Tensor, w: Tensor, bias: Tensor | None, strict: bool, out: Tensor | None = None) -> Tensor:
+    """`linear` without derivatives, `bias` None being zeros, into `out` or a new tensor: what the operator does."""
+    out = kernels.empty((x.shape[0], w.shape[1])) if out is None else out
     if strict or kernels.prefers_own_products():
-        return kernels.product(x, w, bias)[0]
-    return _torch_product(x, w, bias, kernels.empty((x.shape[0], w.shape[1])))
+        return kernels.product(x, w, bias, out)[0]
+    return _torch_product(x, w, bias, out)
 
 
 def _torch_product(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
@@ -153,8 +164,8 @@ def _torch_product(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> Te
     return out if bias is None else out.add_(bias)
 
 
-def _weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None, with_bias: bool) -> tuple[Tensor, Tensor]:
-    """With the gradient of a bias, or an empty tensor for it."""
+def weight_gradients(x: Tensor, grad: Tensor, skip: Tensor | None, with_bias: bool) -> tuple[Tensor, Tensor]:
+    """`weight_gradient` without derivatives, and the gradient of a bias or an empty tensor for it: the operator."""
     if kernels.prefers_own_products():
         grad_w, grad_bias = kernels.weight_gradient(x, grad, skip)
         return grad_w, grad_bias if with_bias else grad_bias.new_empty(0)
@@ -164,8 +175,8 @@ def _weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None, with_bias: bo
     return grad_w, grad.sum(0) if with_bias else grad.new_empty(0)
 
 
-_LIBRARY.impl("product", _product, "CompositeExplicitAutograd")
-_LIBRARY.impl("weight_gradient", _weight_gradient, "CompositeExplicitAutograd")
+_LIBRARY.impl("product", product, "CompositeExplicitAutograd")
+_LIBRARY.impl("weight_gradient", weight_gradients, "CompositeExplicitAutograd")
 torch.library.register_fake(
     "unrolled::product", lambda x, w, bias, strict: x.new_empty(x.shape[0], w.shape[1]), lib=_LIBRARY
 )

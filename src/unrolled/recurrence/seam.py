@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -31,6 +31,14 @@ from .precision import full_precision
 Scan = Callable[..., tuple[Tensor, Tensor, Tensor]]
 ScanBackward = Callable[..., tuple[Tensor, Tensor, Tensor, Tensor, Tensor]]
 WeightGradient = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class Operator(NamedTuple):
+    """A differentiable recurrence, and its backward pass, which is differentiable too."""
+
+    scan: Scan
+    backward: ScanBackward
+
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _INPUTS = "Tensor pre, Tensor w_h, Tensor h0, Tensor c0, Tensor? resets, Tensor? lengths, Tensor? w_hr=None"
@@ -70,8 +78,8 @@ def operator(
     forward: Scan,
     backward: ScanBackward,
     weight_gradient: WeightGradient = weight_gradient,
-) -> Scan:
-    """Register `unrolled::<name>` and `unrolled::<name>_backward`; return the function to call.
+) -> Operator:
+    """Register `unrolled::<name>` and `unrolled::<name>_backward`; return the functions to call.
 
     `forward` and `backward` have the arguments, shapes and meaning of `reference.scan` (with the inputs as one tensor
     [T, B, 4, H]) and `reference.scan_backward`, with the fields of the cell one by one. They may write only into memory
@@ -127,7 +135,7 @@ def operator(
         h, c, gates = run(*args, *defaults[len(args) + 1 - len(_ROWS_IN) :])
         return h, c, gates
 
-    return scan
+    return Operator(scan, Backward.apply)
 
 
 def _register_derivatives(name: str, backward: Callable[..., Any], weight_gradient: WeightGradient) -> None:
@@ -212,30 +220,39 @@ def _save_for_second_order(ctx: Any, inputs: Sequence[Any], output: Any) -> None
 def _without_numbers(ctx: Any, inputs: Sequence[Any]) -> list[Tensor | None]:
     """The tensors among an operator's inputs, the cell's last; the cell without them stays with `ctx`."""
     cell = Cell(*inputs[-len(PLAIN) :])
-    none: dict[str, Any] = dict.fromkeys(TENSORS)
-    ctx.cell = cell._replace(**none)
-    return [*inputs[: -len(PLAIN)], *(getattr(cell, name) for name in TENSORS)]
+    ctx.cell = cell.with_tensors([None] * len(TENSORS))
+    return [*inputs[: -len(PLAIN)], *cell.tensors]
 
 
-def _with_tensors(ctx: Any, tensors: Sequence[Tensor | None]) -> Cell:
-    cell: Cell = ctx.cell._replace(**dict(zip(TENSORS, tensors, strict=True)))
-    return cell
+class Gradients(NamedTuple):
+    """Of a recurrence's arguments; those of the cell's tensors by name."""
+
+    pre: Tensor
+    w_h: Tensor | None
+    h0: Tensor
+    c0: Tensor
+    w_hr: Tensor | None
+    of_cell: dict[str, Tensor]
 
 
-def _first_order(
-    backward: Callable[..., Any], weight_gradient: WeightGradient, ctx: Any, grads: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    """Gradients of all arguments (None for the masks) from the cotangents of h, c and gates."""
-    w_h, h0, c0, resets, lengths, w_hr, *tensors, h, c, gates = _saved(ctx)
-    cell = _with_tensors(ctx, tensors)
-    if all(grad is None for grad in grads):
-        return (None,) * (7 + len(PLAIN))
+def first_order(
+    backward: Callable[..., Any],
+    weight_gradient: WeightGradient,
+    grads: Sequence[Tensor | None],
+    inputs: tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Cell],
+    outputs: tuple[Tensor, Tensor, Tensor],
+    *,
+    with_w_h: bool,
+) -> Gradients:
+    """The gradients from the cotangents of h, c and gates; `inputs` are w_h, h0, c0, resets, lengths, w_hr and cell."""
+    w_h, h0, c0, resets, lengths, w_hr, cell = inputs
+    h, c, gates = outputs
     grad_pre, grad_h0, grad_c0, of_cells, of_projected = backward(
         *grads, w_h, c, gates, c0, resets, lengths, w_hr, *cell
     )
     grad_w_h = grad_w_hr = None
     with full_precision(w_h):
-        if ctx.needs_input_grad[1]:
+        if with_w_h:
             taken_in = cell.dropped_h(h0), cell.dropped_h(h)
             grad_w_h = _grad_recurrent_weights(weight_gradient, *taken_in, grad_pre, resets, lengths)
         if w_hr is not None:
@@ -250,8 +267,20 @@ def _first_order(
             of_cell["norm"] = of_all[:10].reshape(cell.norm.shape)
         if cell.peephole is not None:
             of_cell["peephole"] = of_all[-3:]
-    grad_cell = [of_cell.get(name) for name in Cell._fields]
-    return grad_pre, grad_w_h, grad_h0, grad_c0, None, None, grad_w_hr, *grad_cell
+    return Gradients(grad_pre, grad_w_h, grad_h0, grad_c0, grad_w_hr, of_cell)
+
+
+def _first_order(
+    backward: Callable[..., Any], weight_gradient: WeightGradient, ctx: Any, grads: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    """Gradients of all arguments (None for the masks) from the cotangents of h, c and gates."""
+    w_h, h0, c0, resets, lengths, w_hr, *tensors, h, c, gates = saved_tensors(ctx)
+    if all(grad is None for grad in grads):
+        return (None,) * (7 + len(PLAIN))
+    inputs = w_h, h0, c0, resets, lengths, w_hr, ctx.cell.with_tensors(tensors)
+    found = first_order(backward, weight_gradient, grads, inputs, (h, c, gates), with_w_h=ctx.needs_input_grad[1])
+    of_cell = [found.of_cell.get(name) for name in Cell._fields]
+    return found.pre, found.w_h, found.h0, found.c0, None, None, found.w_hr, *of_cell
 
 
 def _grad_recurrent_weights(
@@ -286,7 +315,8 @@ def _grad_of_projection(weight_gradient: WeightGradient, cell: Cell, c: Tensor, 
     return weight_gradient(projected.reshape(-1, projected.shape[-1]), dh.reshape(-1, dh.shape[-1]), None)
 
 
-def _saved(ctx: Any) -> tuple[Any, ...]:
+def saved_tensors(ctx: Any) -> tuple[Any, ...]:
+    """What a Function saved. Raises RuntimeError, with advice, where an earlier backward pass has freed it."""
     try:
         saved: tuple[Any, ...] = ctx.saved_tensors
     except RuntimeError as error:
@@ -309,7 +339,7 @@ def _second_order(ctx: Any, grads: Sequence[Tensor]) -> tuple[Tensor | None, ...
             arguments[k] = value
         others, tensors = arguments[:first], arguments[first:]
         backward: ScanBackward = reference.scan_backward
-        return backward(*others, _with_tensors(ctx, tensors))
+        return backward(*others, ctx.cell.with_tensors(tensors))
 
     with full_precision(grads[0]):
         products = torch.func.vjp(at, *[saved[k] for k in given])[1](tuple(grads))
