@@ -1,7 +1,7 @@
 """A layer's product with x and its recurrence as one node of the graph: what eager training runs on the native kernel.
 
 The same calls as those of the operators in `seam` and `products`, and the same gradients. What is left out lies between
-them: more nodes, and torch's dispatch of operators with twenty arguments, a fifth of a small layer's training step
+them: more nodes, and torch's dispatch of operators with twenty arguments, a sixth of a small layer's training step
 (docs/experiments.md). The gates are written over the pre-activations, which nobody else sees. Transforms, graphs,
 autocast and whatever wants to see the operators do not come here (`calls.is_plain`).
 """
