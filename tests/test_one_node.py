@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -167,6 +167,28 @@ def test_the_second_order_has_the_values_of_the_operators() -> None:
         return dict(zip(["x", *dict(layer.named_parameters())], grads, strict=True))
 
     one, operators = both(layer, penalty)
+    for name, value in one.items():
+        torch.testing.assert_close(value, operators[name], rtol=1e-5, atol=1e-6)
+        assert value.abs().max() > 1e-4
+
+
+def test_learning_through_two_inner_steps_has_the_values_of_the_operators() -> None:
+    layer, x = LSTMLayer(3, 4), normal(2, 5, 3, seed=1, dtype=F32)
+    names = dict(layer.named_parameters())
+
+    def learned_through() -> dict[str, Tensor]:
+        now = dict(names)
+        for _ in range(2):
+            with _Watched() if getattr(layer, "watched", False) else nullcontext():
+                h, _ = functional_call(layer, now, (x,))
+            slopes = torch.autograd.grad(h.square().sum(), list(now.values()), create_graph=True)
+            now = {name: value - 0.5 * slope for (name, value), slope in zip(now.items(), slopes, strict=True)}
+        with _Watched() if getattr(layer, "watched", False) else nullcontext():
+            h, _ = functional_call(layer, now, (x,))
+        grads = torch.autograd.grad(h.square().sum(), list(names.values()))
+        return dict(zip(names, grads, strict=True))
+
+    one, operators = both(layer, learned_through)
     for name, value in one.items():
         torch.testing.assert_close(value, operators[name], rtol=1e-5, atol=1e-6)
         assert value.abs().max() > 1e-4
