@@ -138,6 +138,21 @@ def test_no_rows_and_no_steps(sizes: tuple[int, int]) -> None:
     assert x.grad.shape == x.shape
 
 
+def test_the_defaults_of_torch_have_no_say() -> None:
+    layer, x = LSTMLayer(3, 4), normal(2, 5, 3, seed=1, dtype=F32)
+    expected = values_and_gradients(layer, x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with nodes() as calls, torch.device("meta"):
+            trace = layer.trace(x)
+            dpre = trace.gradients(trace.h.sum()).i
+    finally:
+        torch.set_default_dtype(F32)
+    assert len(calls) == 1
+    assert (dpre.dtype, dpre.device.type) == (F32, "cpu")
+    assert torch.equal(trace.h, expected["h"])
+
+
 @pytest.mark.parametrize("learns", ["W_hi", "W_xg", "b_o", "x", "h0", "c0"])
 def test_only_what_learns_has_a_gradient(learns: str) -> None:
     layer = LSTMLayer(5, 7)

@@ -47,7 +47,8 @@ def scan(
 
 def new_place(steps: int, rows: int, hidden: int) -> Tensor:
     """Where a gradient [T, B, 4, H] passes on its way to nowhere; it has no memory of its own."""
-    place: Tensor = _Place.apply(torch.zeros(0, requires_grad=True), (steps, rows, 4, hidden))  # type: ignore[no-untyped-call]
+    anchor = torch.zeros(0, dtype=torch.float32, device="cpu", requires_grad=True)
+    place: Tensor = _Place.apply(anchor, (steps, rows, 4, hidden))  # type: ignore[no-untyped-call]
     return place
 
 
