@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 from unittest import mock
 
@@ -54,10 +54,13 @@ def both(layer: LSTMLayer, run: Callable[[], dict[str, Tensor]]) -> tuple[dict[s
     return one, operators
 
 
+def watched(layer: LSTMLayer) -> AbstractContextManager[Any]:
+    """What a forward pass of `both` runs in."""
+    return _Watched() if getattr(layer, "watched", False) else nullcontext()
+
+
 def opened(layer: LSTMLayer, x: Tensor, **given: Any) -> Any:
-    if not getattr(layer, "watched", False):
-        return layer.trace(x, **given)
-    with _Watched():
+    with watched(layer):
         return layer.trace(x, **given)
 
 
@@ -161,7 +164,7 @@ def test_only_what_learns_has_a_gradient(learns: str) -> None:
     one = {**given, **dict(layer.named_parameters())}[learns]
 
     def gradient() -> dict[str, Tensor]:
-        with _Watched() if getattr(layer, "watched", False) else nodes():
+        with watched(layer):
             h, _ = layer(*given.values())
         return {learns: torch.autograd.grad(h.square().sum(), one)[0]}
 
@@ -194,11 +197,11 @@ def test_learning_through_two_inner_steps_has_the_values_of_the_operators() -> N
     def learned_through() -> dict[str, Tensor]:
         now = dict(names)
         for _ in range(2):
-            with _Watched() if getattr(layer, "watched", False) else nullcontext():
+            with watched(layer):
                 h, _ = functional_call(layer, now, (x,))
             slopes = torch.autograd.grad(h.square().sum(), list(now.values()), create_graph=True)
             now = {name: value - 0.5 * slope for (name, value), slope in zip(now.items(), slopes, strict=True)}
-        with _Watched() if getattr(layer, "watched", False) else nullcontext():
+        with watched(layer):
             h, _ = functional_call(layer, now, (x,))
         grads = torch.autograd.grad(h.square().sum(), list(names.values()))
         return dict(zip(names, grads, strict=True))
@@ -246,10 +249,6 @@ class _Marked(Tensor):
     """A tensor of a kind of its own."""
 
 
-def _taken(layer: LSTMLayer, x: Tensor) -> Any:
-    return layer(x)
-
-
 NOT_PLAIN: dict[str, Callable[[LSTMLayer, Tensor], Any]] = {
     "torch.func.grad": lambda layer, x: torch.func.grad(lambda v: layer(v)[0].sum())(x),
     "torch.vmap": lambda layer, x: torch.vmap(lambda v: layer(v.unsqueeze(0))[0])(x),
@@ -264,7 +263,7 @@ NOT_PLAIN: dict[str, Callable[[LSTMLayer, Tensor], Any]] = {
 def test_others_are_shown_the_operators(run: Callable[[LSTMLayer, Tensor], Any]) -> None:
     layer, x = LSTMLayer(3, 4), normal(2, 5, 3, seed=1, dtype=F32)
     with nodes() as calls:
-        _taken(layer, x)
+        layer(x)
         assert len(calls) == 1
         run(layer, x)
     assert len(calls) == 1

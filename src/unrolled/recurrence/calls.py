@@ -17,13 +17,21 @@ def is_plain(*tensors: torch.Tensor | None) -> bool:
     A kernel may then be called as it is, without an operator around it that somebody could see.
     """
     return (
-        not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
+        is_untransformed()
         # torch has no public, or no typed, names for these; tests hold them to their meaning.
         and torch._C._get_tracing_state() is None
-        and not torch._C._are_functorch_transforms_active()
         and not torch._C._len_torch_dispatch_stack()
         and all(value is None or type(value) in _PLAIN_TYPES for value in tensors)
+    )
+
+
+def is_untransformed() -> bool:
+    """Whether no transform, compiler or autocast is at work."""
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_autocast_enabled("cpu")
+        # torch has no public name for this; a test holds it to its meaning.
+        and not torch._C._are_functorch_transforms_active()
     )
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import kernels, seam
-from .calls import Function, below_autograd
+from .calls import Function, below_autograd, is_untransformed
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _LIBRARY.define("product(Tensor x, Tensor w, Tensor? bias, bool strict) -> Tensor")
@@ -73,13 +73,7 @@ class Inputs:
 
 def _plain_call(*values: Tensor) -> bool:
     """Whether nothing but this call has a say in the product: no transform, no compiler, no autocast."""
-    return (
-        all(value.dtype == torch.float32 and value.is_cpu for value in values)
-        and not torch.compiler.is_compiling()
-        and not torch.is_autocast_enabled("cpu")
-        # torch has no public name for this; a test holds it to its meaning.
-        and not torch._C._are_functorch_transforms_active()
-    )
+    return all(value.dtype == torch.float32 and value.is_cpu for value in values) and is_untransformed()
 
 
 class _Product(Function):
@@ -170,7 +164,7 @@ def weight_gradients(x: Tensor, grad: Tensor, skip: Tensor | None, with_bias: bo
         grad_w, grad_bias = kernels.weight_gradient(x, grad, skip)
         return grad_w, grad_bias if with_bias else grad_bias.new_empty(0)
     if skip is not None:
-        # Not masked_fill, which takes fresh memory, and twice the time from 4,096 rows of 256 on.
+        # Not masked_fill, which takes fresh memory, and at 4,096 rows of 256 twice the time (docs/experiments.md).
         x = kernels.empty((x.shape[0], x.shape[1])).copy_(x).index_fill_(0, skip.nonzero().squeeze(-1), 0)
     grad_w = torch.mm(x.t(), grad, out=kernels.empty((x.shape[1], grad.shape[1])))
     return grad_w, grad.sum(0) if with_bias else grad.new_empty(0)
