@@ -14,6 +14,10 @@ UNROLLED_INLINE Vector cotangent(const UnrolledGradient& gradient, int64_t t, in
     return load_some(gradient.data + t * gradient.time_stride + row * gradient.row_stride + at, count);
 }
 
+// Steps whose share of a bias's gradient is summed before it joins the rest: the rounding error grows with their number
+// and that of the sums, not with the number of all steps.
+constexpr int64_t kBiasSteps = 64;
+
 template <bool kPlain>
 struct BackwardStep {
     const UnrolledBackward& call;
@@ -81,6 +85,7 @@ struct BackwardStep {
         if (options.peephole()) add_peephole(row, unit, found, c);
         float* pre = call.grad_pre + at * 4 * hidden + unit;
         for (int gate = 0; gate < 4; ++gate) store_some(pre + gate * hidden, found.pre[gate], count);
+        if (call.grad_bias != nullptr) add_bias(row, unit, found);
     }
 
     const float* gates_of(int64_t row) const {
@@ -123,6 +128,18 @@ struct BackwardStep {
     struct Gradients {
         Vector pre[4], c_before;
     };
+
+    // To the row's sums: of all steps, and of the last ones.
+    UNROLLED_INLINE void add_bias(int64_t row, int64_t unit, const Gradients& found) const {
+        const int64_t hidden = call.hidden, count = hidden - unit;
+        const bool joins = t % kBiasSteps == 0;
+        for (int gate = 0; gate < 4; ++gate) {
+            float *all = call.bias_sums + (row * 8 + gate) * hidden + unit, *last = all + 4 * hidden;
+            const Vector sum = load_some(last, count) + found.pre[gate];
+            if (joins) store_some(all, load_some(all, count) + sum, count);
+            store_some(last, joins ? zero() : sum, count);
+        }
+    }
 
     // To the row's gradient of the peepholes, which is the last of its cell's.
     UNROLLED_INLINE void add_peephole(int64_t row, int64_t unit, const Gradients& found, Vector c) const {

@@ -131,6 +131,15 @@ bool is_plain(const Call& call) {
     return is_plain(call.cell) && call.h_mask == nullptr && call.w_hr == nullptr;
 }
 
+// Of every row's sums, those of all steps.
+void sum_biases(const UnrolledBackward& call) {
+    const int64_t gates = 4 * call.hidden;
+    for (int64_t row = 0; row < call.rows; ++row) {
+        const float* of_row = call.bias_sums + row * 2 * gates;
+        for (int64_t k = 0; k < gates; ++k) call.grad_bias[k] = row > 0 ? call.grad_bias[k] + of_row[k] : of_row[k];
+    }
+}
+
 const char* check_elements(const UnrolledRun& run, const float* x, const float* y, int64_t count) {
     if (const char* wrong = check_run(&run)) return wrong;
     if (count < 0) return "count must not be negative";
@@ -195,7 +204,11 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     for (const UnrolledGradient* gradient : {&call->grad_h, &call->grad_c, &call->grad_gates}) {
         if (const char* wrong = check_strides(*gradient)) return wrong;
     }
-    if (call->rows == 0 || call->hidden == 0) return nullptr;
+    if (call->grad_bias && call->cell.norm) return "with a norm there is no grad_bias";
+    if (call->rows == 0 || call->hidden == 0) {
+        if (call->grad_bias) std::memset(call->grad_bias, 0, 4 * call->hidden * sizeof *call->grad_bias);
+        return nullptr;
+    }
     if (!call->w_h || !call->c0 || !call->grad_h0 || !call->grad_c0 || !call->scratch) {
         return "w_h, c0, grad_h0, grad_c0 and scratch must not be NULL";
     }
@@ -207,6 +220,7 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     if (call->w_hr && call->steps > 0 && (!call->unprojected || !call->grad_projected)) {
         return "with a w_hr, unprojected and grad_projected must not be NULL";
     }
+    if (call->grad_bias && !call->bias_sums) return "with a grad_bias, bias_sums must not be NULL";
     const int64_t hidden = call->hidden, width = h_width(*call);
     if (call->scratch_floats < unrolled_backward_scratch(hidden, call->projected)) return "scratch is too small";
     const Kernels& kernel = *kernels(run);
@@ -219,9 +233,11 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     const BackwardTask task{*call, grid, packed, packed_hr, zeros, turns_of(*call)};
     if (call->steps == 0) std::memset(call->grad_c0, 0, call->rows * hidden * sizeof *call->grad_c0);
     if (planes > 0) std::memset(call->grad_cell, 0, call->rows * planes * hidden * sizeof *call->grad_cell);
+    if (call->grad_bias) std::memset(call->bias_sums, 0, call->rows * 8 * hidden * sizeof *call->bias_sums);
     const int64_t walk = grid.unit_groups > 1 ? call->steps * task.turns + 1 : 1;
     const Share share = is_plain(*call) ? kernel.backward : kernel.variant_backward;
     run_phases(share, &task, walk + 1, grid.slots());
+    if (call->grad_bias) sum_biases(*call);
     return nullptr;
 }
 

@@ -89,12 +89,14 @@ struct ForwardStep {
         for (int r = 0; r < kRows; ++r) h[r] = taken_in(rows[first + r]);
         Vector sum[kRows][kPanels * kPanel];
 #pragma GCC unroll 8
-        for (int r = 0; r < kRows; ++r) {
-            const float* pre = call.pre + (t * call.rows + rows[first + r]) * 4 * hidden + unit;
+        for (int v = 0; v < kPanels * kPanel; ++v) {
+            const int64_t offset = (v / kPanel) * kLanes, count = hidden - unit - offset;
+            const int64_t at = (v % kPanel) * hidden + unit + offset;
+            const Vector bias = call.bias != nullptr ? load_some(call.bias + at, count) : zero();
 #pragma GCC unroll 8
-            for (int v = 0; v < kPanels * kPanel; ++v) {
-                const int64_t offset = (v / kPanel) * kLanes;
-                sum[r][v] = load_some(pre + (v % kPanel) * hidden + offset, hidden - unit - offset);
+            for (int r = 0; r < kRows; ++r) {
+                const float* pre = call.pre + (t * call.rows + rows[first + r]) * 4 * hidden;
+                sum[r][v] = load_some(pre + at, count) + bias;
             }
         }
         accumulate<kRows, kPanels>(h, depth, FloatPanels{packed + block * panel, panel}, sum);

@@ -17,7 +17,7 @@
 extern "C" {
 #endif
 
-#define UNROLLED_ABI_VERSION 7
+#define UNROLLED_ABI_VERSION 8
 
 /* How to run a call: the name of an instruction set ("baseline", "avx2", "avx512", NULL for the best), and how many
  * threads at most, 1 or more. */
@@ -52,7 +52,7 @@ typedef struct {
 
 typedef struct {
     int64_t steps, rows, hidden;
-    const float* pre;       /* [T, B, 4, H]: x W_x + b */
+    const float* pre;       /* [T, B, 4, H]: x W_x + b, or x W_x where there is a `bias` */
     const float* w_h;       /* [H, 4, H] */
     const float* h0;        /* [B, H] */
     const float* c0;        /* [B, H] */
@@ -73,6 +73,7 @@ typedef struct {
     int64_t projected;   /* P, or 0 */
     const float* w_hr;   /* [H, P], or NULL */
     float* unprojected;  /* [B, H], to work in where there is a w_hr */
+    const float* bias;   /* [4, H]: what pre lacks; NULL for nothing */
 } UnrolledForward;
 
 typedef struct {
@@ -97,6 +98,8 @@ typedef struct {
     const float* w_hr;
     float* unprojected;
     float* grad_projected; /* [T, B, P]: of what the projection made; NULL without a w_hr */
+    float* grad_bias; /* [4, H]: the sum of grad_pre; NULL where there is a norm, or nobody asks */
+    float* bias_sums; /* [B, 2, 4, H], to work in where there is a grad_bias */
 } UnrolledBackward;
 
 /* out [rows, columns] = bias + x [rows, depth] w [depth, columns]; every sum in the order of depth, from bias on. */

@@ -14,6 +14,7 @@ from torch import Tensor
 from worlds import MISSING, needs_library, remove_library
 
 from unrolled.recurrence import kernels, native
+from unrolled.recurrence.cell import Cell
 
 pytestmark = needs_library
 
@@ -61,18 +62,20 @@ def forward_arguments() -> dict[str, Any]:
     outputs = {"h": (T, B, H), "c": (T, B, H), "gates": (T, B, 4, H)}
     given: dict[str, Any] = {name: torch.randn(size) for name, size in floats.items()}
     given |= {name: torch.full(size, NAN) for name, size in outputs.items()}
-    return given | {"resets": None, "lengths": None}
+    return given | {"resets": None, "lengths": None, "bias": None}
 
 
 def run_forward(given: dict[str, Any]) -> None:
     state, masks = (given["h0"], given["c0"]), (given["resets"], given["lengths"])
-    kernels.forward(given["pre"], given["w_h"], state, masks, (given["h"], given["c"], given["gates"]))
+    out = given["h"], given["c"], given["gates"]
+    kernels.forward(given["pre"], given["w_h"], state, masks, out, bias=given["bias"])
 
 
 FORWARD_MISTAKES: dict[str, tuple[str, Tensor, str]] = {
     "w_h": ("w_h", torch.zeros(H, 4, H + 1), "a kernel got [5, 4, 6] torch.float32 on cpu"),
     "h0": ("h0", torch.zeros(B + 1, H), "a kernel got [5, 5] torch.float32 on cpu"),
     "c0": ("c0", torch.zeros(B, 1), "a kernel got [4, 1] torch.float32 on cpu"),
+    "bias": ("bias", torch.zeros(4 * H), "a kernel got [20] torch.float32 on cpu, expected contiguous float32 [4, 5]"),
     "dtype": ("pre", torch.zeros(T, B, 4, H, dtype=torch.float64), "a kernel got [3, 4, 4, 5] torch.float64 on cpu"),
     "device": ("pre", torch.zeros(T, B, 4, H, device="meta"), "a kernel got [3, 4, 4, 5] torch.float32 on meta"),
     "an output's size": ("h", torch.zeros(T, B, H + 1), "expected contiguous float32 [3, 4, 5] on the CPU"),
@@ -140,6 +143,16 @@ def test_the_backward_wrapper_refuses_what_does_not_fit(mistake: str) -> None:
     with pytest.raises(ValueError) as caught:
         kernels.backward(*arguments)
     assert message in str(caught.value)
+
+
+def test_the_gradient_of_a_bias_has_its_place_and_none_behind_a_norm() -> None:
+    arguments: list[Any] = [(None, None, None), torch.zeros(H, 4, H), torch.zeros(T, B, H), torch.zeros(T, B, 4, H)]
+    arguments += [torch.zeros(B, H), (None, None)]
+    with pytest.raises(ValueError, match=r"got \[20\] torch.float32 on cpu, expected contiguous float32 \[4, 5\]"):
+        kernels.backward(*arguments, grad_bias=torch.zeros(4 * H))
+    arguments[3] = torch.zeros(T, B, 8, H)
+    with pytest.raises(RuntimeError, match="with a norm there is no grad_bias"):
+        kernels.backward(*arguments, cell=Cell(norm=torch.zeros(2, 5, H)), grad_bias=torch.zeros(4, H))
 
 
 def test_the_products_refuse_what_does_not_fit() -> None:

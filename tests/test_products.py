@@ -168,5 +168,7 @@ def test_chunks_without_gradients_take_the_same(kind: str) -> None:
         # The last chunk is shorter, and of ids fewer than there are rows in the table.
         for start, stop in ((0, 4), (4, 7), (7, 8)):
             out = torch.full((stop - start, 3, 4, 5), float("nan"))
-            inputs.write(x[:, start:stop], out)
-            assert_equal(out, expected[start:stop])
+            lacking = inputs.write(x[:, start:stop], out)
+            assert lacking is None or not strict or kind == "ids"
+            whole = out if lacking is None else out + lacking.view(4, 5)
+            assert_equal(whole, expected[start:stop])

@@ -58,7 +58,7 @@ class Case {
         check_backward(sequence_, given, first);
         const Floats grad_pre = first.grad_pre.values(), grad_h0 = first.grad_h0.values();
         const Floats grad_c0 = first.grad_c0.values(), grad_cell = first.grad_cell.values();
-        const Floats grad_projected = first.grad_projected.values();
+        const Floats grad_projected = first.grad_projected.values(), grad_bias = first.grad_bias.values();
         for (int64_t k = 0; k < 2; ++k) {
             Backward other(sequence_, c, gates, given, place(2 + k));
             const UnrolledRun other_run{set_, threads(1 + k)};
@@ -68,6 +68,7 @@ class Case {
             check_same("grad_c0", other.grad_c0.data(), grad_c0);
             check_same("grad_cell", other.grad_cell.data(), grad_cell);
             check_same("grad_projected", other.grad_projected.data(), grad_projected);
+            check_same("grad_bias", other.grad_bias.data(), grad_bias);
         }
     }
 
@@ -178,6 +179,8 @@ void run_recurrence() {
     run_size({2, 260, 17}, false, turn);
     run_size({2, 130, 130}, false, turn);
     run_size({2, 9, 260}, false, turn);
+    // Biases' gradients are summed by 64 steps.
+    run_size({130, 2, 5}, false, turn);
     for (const Sizes& sizes : {Sizes{1, 1, 1}, Sizes{3, 3, 6}, Sizes{2, 5, 17}}) run_size(sizes, true, turn);
     run_options(turn);
     run_extremes(turn);

@@ -160,7 +160,7 @@ void refuse_backward() {
                            Cotangent(sizes, 5, Layout::batch_first, random),
                            Cotangent(sizes, 20, Layout::expanded, random)};
     Backward run(sequence, c, gates, given, Place::heap);
-    const auto check = [&] { check_untouched(run.grad_pre, run.grad_h0, run.grad_c0); };
+    const auto check = [&] { check_untouched(run.grad_pre, run.grad_h0, run.grad_c0, run.grad_bias); };
     const Trial<UnrolledBackward> trial(unrolled_backward, run.call, check);
     refuse_sequence_sizes(trial);
     using B = UnrolledBackward;
@@ -168,9 +168,13 @@ void refuse_backward() {
         trial.refuse("the bound of c must be positive, or 0 for none", [&](B& call) { call.cell.clip = clip; });
     }
     for (const float* UnrolledCell::*with : {&UnrolledCell::norm, &UnrolledCell::peephole}) {
-        trial.refuse("with a norm or a peephole, grad_cell must not be NULL",
-                     [&](B& call) { call.cell.*with = call.c; });
+        trial.refuse("with a norm or a peephole, grad_cell must not be NULL", [&](B& call) {
+            call.cell.*with = call.c;
+            call.grad_bias = nullptr;
+        });
     }
+    trial.refuse("with a norm there is no grad_bias", [](B& call) { call.cell.norm = call.c; });
+    trial.refuse_null("with a grad_bias, bias_sums must not be NULL", {&B::bias_sums});
     refuse_masks(trial);
     refuse_projections(trial);
     for (float* B::*needed : {&B::unprojected, &B::grad_projected}) {

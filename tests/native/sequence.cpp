@@ -30,7 +30,8 @@ Sequence::Sequence(Sizes given, Masks masks, Random& random, Options chosen)
       c0(random.floats(given.rows * given.hidden, 2.0f)),
       peephole(random.floats(chosen.peephole ? 3 * given.hidden : 0, 1.0f)),
       norm(random.floats(chosen.norm ? 10 * given.hidden : 0, 1.5f)),
-      w_hr(random.floats(given.hidden * projected(), 2.0f / std::sqrt(1.0f + static_cast<float>(given.hidden)))) {
+      w_hr(random.floats(given.hidden * projected(), 2.0f / std::sqrt(1.0f + static_cast<float>(given.hidden)))),
+      bias(random.floats(random.below(2) == 0 ? 4 * given.hidden : 0, 1.0f)) {
     for (int64_t k = 0; k < given.rows * width() && chosen.h_mask; ++k) {
         h_mask.push_back(random.below(4) == 0 ? 0.0f : 1.0f / 0.75f);
     }
@@ -169,6 +170,7 @@ Forward::Forward(const Sequence& sequence, Stored stored, Place place)
       h_in_(2 * static_cast<int64_t>(sequence.h_mask.size()), place),
       w_hr_(sequence.w_hr, place),
       unprojected_(sequence.options.projects ? sequence.sizes.rows * sequence.sizes.hidden : 0, place),
+      bias_(sequence.bias, place),
       keys_(sequence.keys, place),
       resets_(sequence.resets, place),
       lengths_(sequence.lengths, place),
@@ -196,6 +198,7 @@ Forward::Forward(const Sequence& sequence, Stored stored, Place place)
     call.w_hr = sequence.options.projects ? w_hr_.data() : nullptr;
     call.unprojected = unprojected_.data();
     call.sums = sequence.options.norm && !stored.gates ? sums_.data() : nullptr;
+    call.bias = pointer_unless_empty(bias_);
 }
 
 void Forward::take_in_h0() {
@@ -233,6 +236,7 @@ Backward::Backward(const Sequence& sequence, const Floats& c, const Floats& gate
       grad_c0(sequence.sizes.rows * sequence.sizes.hidden, place),
       grad_cell(sequence.sizes.rows * sequence.gradient_planes() * sequence.sizes.hidden, place),
       grad_projected(sequence.sizes.steps * sequence.sizes.rows * sequence.projected(), place),
+      grad_bias(sequence.options.norm ? 0 : 4 * sequence.sizes.hidden, place),
       grad_h_(given.h.values, place),
       grad_c_(given.c.values, place),
       grad_gates_(given.gates.values, place),
@@ -245,6 +249,7 @@ Backward::Backward(const Sequence& sequence, const Floats& c, const Floats& gate
       h_mask_(sequence.h_mask, place),
       w_hr_(sequence.w_hr, place),
       unprojected_(sequence.options.projects ? sequence.sizes.rows * sequence.sizes.hidden : 0, place),
+      bias_sums_(2 * sequence.sizes.rows * grad_bias.count(), place),
       keys_(sequence.keys, place),
       resets_(sequence.resets, place),
       lengths_(sequence.lengths, place),
@@ -271,6 +276,8 @@ Backward::Backward(const Sequence& sequence, const Floats& c, const Floats& gate
     call.unprojected = unprojected_.data();
     call.grad_projected = grad_projected.data();
     call.grad_cell = sequence.gradient_planes() > 0 ? grad_cell.data() : nullptr;
+    call.grad_bias = sequence.options.norm ? nullptr : grad_bias.data();
+    call.bias_sums = bias_sums_.data();
     call.scratch = scratch_.data();
     call.scratch_floats = scratch_.count();
 }

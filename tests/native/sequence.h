@@ -96,7 +96,7 @@ struct Sequence {
 
     Sizes sizes;
     Floats pre, w_h, h0, c0;
-    Floats peephole, norm, h_mask, w_hr;  // empty for none
+    Floats peephole, norm, h_mask, w_hr, bias;  // empty for none
     std::vector<uint64_t> keys;           // empty for none
     std::vector<uint8_t> resets;   // empty for none
     std::vector<int64_t> lengths;  // empty for none
@@ -126,7 +126,7 @@ class Forward {
     Buffer<float> h, c, gates;
 
    private:
-    Buffer<float> pre_, w_h_, h0_, c0_, peephole_, norm_, sums_, h_mask_, h_in_, w_hr_, unprojected_;
+    Buffer<float> pre_, w_h_, h0_, c0_, peephole_, norm_, sums_, h_mask_, h_in_, w_hr_, unprojected_, bias_;
     Buffer<uint64_t> keys_;
     Buffer<uint8_t> resets_;
     Buffer<int64_t> lengths_;
@@ -164,10 +164,11 @@ class Backward {
     Backward(const Sequence& sequence, const Floats& c, const Floats& gates, const Cotangents& given, Place place);
 
     UnrolledBackward call;
-    Buffer<float> grad_pre, grad_h0, grad_c0, grad_cell, grad_projected;
+    Buffer<float> grad_pre, grad_h0, grad_c0, grad_cell, grad_projected, grad_bias;
 
    private:
     Buffer<float> grad_h_, grad_c_, grad_gates_, w_h_, c_, gates_, c0_, peephole_, norm_, h_mask_, w_hr_, unprojected_;
+    Buffer<float> bias_sums_;
     Buffer<uint64_t> keys_;
     Buffer<uint8_t> resets_;
     Buffer<int64_t> lengths_;

@@ -106,7 +106,8 @@ std::vector<Near> sums_of(const Sequence& sequence, Where at, const float* h_bef
     const float* pre = sequence.pre.data() + (at.step * sequence.sizes.rows + at.row) * width;
     std::vector<Near> result;
     for (int64_t j = 0; j < width; ++j) {
-        result.push_back(summed(exact(pre[j]), sum.data()[j], size.data()[j], depth));
+        const Near begins = sequence.bias.empty() ? exact(pre[j]) : exact(pre[j]) + exact(sequence.bias.data()[j]);
+        result.push_back(summed(begins, sum.data()[j], size.data()[j], depth));
     }
     return result;
 }
@@ -272,6 +273,20 @@ void check_row_gradients(const Sequence& sequence, const Cotangents& given, cons
     }
 }
 
+// The gradient of the bias, against the sum of the gradients of pre-activations that the kernel stored.
+void check_bias(const Sequence& sequence, const Backward& run) {
+    const int64_t places = sequence.sizes.steps * sequence.sizes.rows, width = run.grad_bias.count();
+    for (int64_t k = 0; k < width; ++k) {
+        double sum = 0.0, size = 0.0;
+        for (int64_t at = 0; at < places; ++at) {
+            const double grad = run.grad_pre.data()[at * width + k];
+            sum += grad;
+            size += std::fabs(grad);
+        }
+        check_near("grad_bias", k, run.grad_bias.data()[k], summed(exact(0.0f), sum, size, places));
+    }
+}
+
 }  // namespace
 
 void check_forward(const Sequence& sequence, const Forward& run) {
@@ -340,6 +355,7 @@ void check_backward(const Sequence& sequence, const Cotangents& given, const Bac
             check_near("grad_cell", number, run.grad_cell.data()[number], of_cell[k]);
         }
     }
+    check_bias(sequence, run);
 }
 
 }  // namespace driver

@@ -39,7 +39,7 @@ StepResult run_both_ways(const UnrolledRun& run, const Sequence& sequence, const
     Backward backward(sequence, result.c, result.out, given, Place::heap);
     accepted(unrolled_backward(&run, &backward.call));
     for (const Buffer<float>* more : {&backward.grad_pre, &backward.grad_h0, &backward.grad_c0, &backward.grad_cell,
-                                      &backward.grad_projected}) {
+                                      &backward.grad_projected, &backward.grad_bias}) {
         const Floats values = more->values();
         result.out.insert(result.out.end(), values.begin(), values.end());
     }

@@ -58,9 +58,10 @@ def backward(
     lengths: Tensor | None,
     w_hr: Tensor | None = None,
     *options: Any,
+    grad_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    grads = (grad_h, grad_c, grad_gates)
-    return kernels.backward(grads, w_h, c, gates, c0, (resets, lengths), w_hr=w_hr, cell=Cell(*options))
+    grads, masks = (grad_h, grad_c, grad_gates), (resets, lengths)
+    return kernels.backward(grads, w_h, c, gates, c0, masks, w_hr=w_hr, cell=Cell(*options), grad_bias=grad_bias)
 
 
 scan, differentiable_backward = seam.operator("cpu", forward, backward, products.weight_gradient)
@@ -112,13 +113,14 @@ def _states(
     for start in range(0, steps, chunk):
         stop = min(steps, start + chunk)
         part = pre[: stop - start]
-        inputs.write(x[:, start:stop], part)
+        lacking = inputs.write(x[:, start:stop], part)
         scratch = kernels.forward(
             part,
             w_h,
             (h[start - 1], c[start - 1]) if start else (h0, c0),
             (None if resets is None else resets[start:stop], None if lengths is None else lengths - start),
             (h[start:stop], c[start:stop], None),
+            bias=None if lacking is None else lacking.view(4, hidden),
             w_hr=w_hr,
             cell=cell,
             scratch=scratch,

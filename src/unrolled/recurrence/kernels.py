@@ -55,6 +55,7 @@ def forward(
     masks: tuple[Tensor | None, Tensor | None],
     out: tuple[Tensor, Tensor, Tensor | None],
     *,
+    bias: Tensor | None = None,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
     scratch: Tensor | None = None,
@@ -62,8 +63,8 @@ def forward(
     """Run `pre` [T, B, 4, H] through the recurrence into `out`: h [T, B, H], c [T, B, H] or [B, H] (the last step's),
     gates [T, B, 4, H] or None. Returns the scratch, which a next call with the same weights may be given again.
 
-    With layer normalisation gates are [T, B, 8, H], and where they are None the sums are written over `pre`. With
-    `w_hr` [H, P] h is [T, B, P].
+    `bias` [4, H] is added where `pre` lacks it. With layer normalisation gates are [T, B, 8, H], and where they are
+    None the sums are written over `pre`. With `w_hr` [H, P] h is [T, B, P].
     """
     steps, rows, _, hidden = pre.shape
     h, c, gates = out
@@ -73,6 +74,7 @@ def forward(
         scratch = kept("forward", _library().unrolled_forward_scratch(hidden, projected))
     pre, w_h, h0, c0 = pre.contiguous(), w_h.contiguous(), state[0].contiguous(), state[1].contiguous()
     width, w_hr = projected or hidden, None if w_hr is None else w_hr.contiguous()
+    bias = None if bias is None else bias.contiguous()
     resets, lengths = _masks(masks, steps, rows)
     cell = contiguous(cell)
     _expect(pre, (steps, rows, 4, hidden))
@@ -80,12 +82,11 @@ def forward(
     _expect(h0, (rows, width))
     _expect(c0, (rows, hidden))
     _expect(h, (steps, rows, width))
-    if w_hr is not None:
-        _expect(w_hr, (hidden, width))
+    _expect(w_hr, (hidden, width))
+    _expect(bias, (4, hidden))
     keep_c = c.dim() == 3
     _expect(c, (steps, rows, hidden) if keep_c else (rows, hidden))
-    if gates is not None:
-        _expect(gates, (steps, rows, cell.planes, hidden))
+    _expect(gates, (steps, rows, cell.planes, hidden))
     h_in = None
     if cell.h_mask is not None:
         h_in = kept("h_in", 2 * rows * width)[: 2 * rows * width]
@@ -96,7 +97,7 @@ def forward(
         *_addresses(pre, w_h, h0, c0, resets, lengths, h, c, gates, scratch),
         *(scratch.numel(), keep_c, packed, cell_struct(cell, rows, hidden, width)),
         *_addresses(None if cell.norm is None else pre, cell.h_mask, h_in),
-        *(projected, *_addresses(w_hr, unprojected)),
+        *(projected, *_addresses(w_hr, unprojected, bias)),
     )
     _check(_library().unrolled_forward(ctypes.byref(_run()), ctypes.byref(call)))
     return scratch
@@ -112,8 +113,12 @@ def backward(
     *,
     w_hr: Tensor | None = None,
     cell: Cell = PLAIN,
+    grad_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """`reference.scan_backward`; `grads` are the cotangents of h, c and gates, whose outer axes may be strided."""
+    """`reference.scan_backward`; `grads` are the cotangents of h, c and gates, whose outer axes may be strided.
+
+    Into `grad_bias` [4, H], without layer normalisation, goes the gradient of what is added to every pre-activation.
+    """
     steps, rows, planes, hidden = gates.shape
     projected = _projected(w_hr)
     w_h, c, gates, c0 = w_h.contiguous(), c.contiguous(), gates.contiguous(), c0.contiguous()
@@ -128,9 +133,10 @@ def backward(
     grad_cell = empty((rows, cell.gradient_planes, hidden))
     scratch = kept("backward", _library().unrolled_backward_scratch(hidden, projected))
     unprojected = kept("unprojected", rows * hidden) if projected else None
+    bias_sums = None if grad_bias is None else kept("bias_sums", rows * 8 * hidden)
+    _expect(grad_bias, (4, hidden))
     _expect(w_h, (width, 4, hidden))
-    if w_hr is not None:
-        _expect(w_hr, (hidden, width))
+    _expect(w_hr, (hidden, width))
     _expect(c, (steps, rows, hidden))
     _expect(c0, (rows, hidden))
     _expect(gates, (steps, rows, cell.planes, hidden))
@@ -139,7 +145,7 @@ def backward(
         *(_gradient(grad) for grad in (grad_h, grad_c, grad_gates)),
         *_addresses(w_h, c, gates, c0, resets, lengths, grad_pre, grad_h0, grad_c0, scratch),
         *(scratch.numel(), cell_struct(cell, rows, hidden, width), *_addresses(grad_cell, cell.h_mask)),
-        *(projected, *_addresses(w_hr, unprojected, grad_projected)),
+        *(projected, *_addresses(w_hr, unprojected, grad_projected, grad_bias, bias_sums)),
     )
     _check(_library().unrolled_backward(ctypes.byref(_run()), ctypes.byref(call)))
     return grad_pre, grad_h0, grad_c0, grad_cell, grad_projected
@@ -253,12 +259,9 @@ def cell_struct(cell: Cell, rows: int, hidden: int, width: int) -> CellStruct:
         return _PLAIN
     if cell.keys is not None and (cell.keys.shape != (rows,) or cell.keys.dtype != torch.int64):
         raise ValueError(f"keys are {list(cell.keys.shape)} {cell.keys.dtype}, expected int64 [{rows}]")
-    if cell.h_mask is not None:
-        _expect(cell.h_mask, (rows, width))
-    if cell.peephole is not None:
-        _expect(cell.peephole, (3, hidden))
-    if cell.norm is not None:
-        _expect(cell.norm, (2, 5, hidden))
+    _expect(cell.h_mask, (rows, width))
+    _expect(cell.peephole, (3, hidden))
+    _expect(cell.norm, (2, 5, hidden))
     peephole, norm, keys = _addresses(cell.peephole, cell.norm, cell.keys)
     # Without rows the keys lie nowhere, and there is nothing to draw.
     likely = (cell.zoneout_h, cell.zoneout_c, cell.recurrent_dropout) if rows else (0.0, 0.0, 0.0)
@@ -347,7 +350,9 @@ def _check(wrong: bytes | None) -> None:
         raise RuntimeError(f"the native library refused a call: {wrong.decode('ascii')}")
 
 
-def _expect(value: Tensor, shape: tuple[int, ...]) -> None:
+def _expect(value: Tensor | None, shape: tuple[int, ...]) -> None:
+    if value is None:
+        return
     if value.shape != shape or value.dtype != torch.float32 or not value.is_cpu or not value.is_contiguous():
         raise ValueError(
             f"a kernel got {list(value.shape)} {value.dtype} on {value.device}, expected contiguous float32 "

@@ -8,6 +8,7 @@ autocast and whatever wants to see the operators do not come here (`calls.is_pla
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -71,10 +72,12 @@ class _Layer(torch.autograd.Function):
         cell, hidden = numbers.with_tensors(tensors), w_h.shape[2]
         pre = kernels.empty((steps, rows, 4, hidden))
         out = pre.view(steps * rows, 4 * hidden)
-        products.product(x.view(steps * rows, width), w_x.flatten(1), bias.flatten(), strict, out)
+        whole = products.are_own(strict)
+        products.product(x.view(steps * rows, width), w_x.flatten(1), bias.flatten() if whole else None, strict, out)
         h, c = kernels.empty((steps, rows, w_h.shape[0])), kernels.empty((steps, rows, hidden))
         gates = pre if cell.norm is None else kernels.empty((steps, rows, cell.planes, hidden))
-        kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), w_hr=w_hr, cell=cell)
+        lacking = None if whole else bias
+        kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), bias=lacking, w_hr=w_hr, cell=cell)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, w_x, w_h, h0, c0, resets, lengths, w_hr, *tensors, h, c, gates)
         ctx.numbers = numbers
@@ -87,18 +90,20 @@ class _Layer(torch.autograd.Function):
             return (None,) * len(ctx.needs_input_grad)
         # Where a graph is made of the backward pass itself, it is of operations that have a derivative.
         plain = not torch.is_grad_enabled() and is_plain(*grads) and not _batched(*grads)
+        for_x, for_w_x, for_w_h, for_bias, *_, for_place, _, _ = ctx.needs_input_grad
+        cell, hidden, of_bias = ctx.numbers.with_tensors(tensors), w_h.shape[2], None
         run, weight_gradient = cpu.differentiable_backward, seam.weight_gradient
         if plain:
-            run, weight_gradient = cpu.backward, _weight_gradient
-        inputs = w_h, h0, c0, resets, lengths, w_hr, ctx.numbers.with_tensors(tensors)
-        for_w_h = ctx.needs_input_grad[2]
+            of_bias = kernels.empty((4, hidden)) if for_bias and cell.norm is None else None
+            run, weight_gradient = partial(cpu.backward, grad_bias=of_bias), _weight_gradient
+        inputs = w_h, h0, c0, resets, lengths, w_hr, cell
         found = seam.first_order(run, weight_gradient, grads, inputs, (h, c, gates), with_w_h=for_w_h)
-        (steps, rows, width), hidden = x.shape, w_h.shape[2]
+        steps, rows, width = x.shape
         flat = x.reshape(steps * rows, width), w_x.reshape(width, 4 * hidden)
-        for_x, for_w_x, _, for_bias, *_, for_place, _, _ = ctx.needs_input_grad
         through = _through_product if plain else products.differentiable_gradients
-        of_x, of_w_x, of_bias = through(found.pre.reshape(steps * rows, 4 * hidden), *flat, (for_x, for_w_x, for_bias))
-        of_bias = None if of_bias is None else of_bias.reshape(4, hidden)
+        needed = for_x, for_w_x, for_bias and of_bias is None
+        of_x, of_w_x, sum_of_bias = through(found.pre.reshape(steps * rows, 4 * hidden), *flat, needed)
+        of_bias = sum_of_bias.reshape(4, hidden) if sum_of_bias is not None else of_bias
         return (
             *(_shaped(of_x, x), _shaped(of_w_x, w_x), found.w_h, of_bias),
             *(found.h0, found.c0, None, None, found.w_hr, *(found.of_cell.get(name) for name in TENSORS)),
@@ -125,5 +130,7 @@ def _through_product(
     """`products.differentiable_gradients` without derivatives."""
     for_x, for_w, for_bias = needed
     of_x = products.product(grad, w.mT, None, False) if for_x else None
-    of_w, of_bias = products.weight_gradients(x, grad, None, True) if for_w or for_bias else (None, None)
-    return of_x, of_w, of_bias
+    if not (for_w or for_bias):
+        return of_x, None, None
+    of_w, of_bias = products.weight_gradients(x, grad, None, for_bias)
+    return of_x, of_w, of_bias if for_bias else None

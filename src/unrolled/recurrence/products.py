@@ -46,23 +46,22 @@ class Inputs:
 
     def __init__(self, w_x: Tensor, bias: Tensor, *, strict: bool) -> None:
         self._w, self._bias = w_x.flatten(1), bias.flatten()
-        self._own = strict or kernels.prefers_own_products()
+        self._own = are_own(strict)
         self._scratch: Tensor | None = None
         self._table: Tensor | None = None
 
-    def write(self, x: Tensor, out: Tensor) -> None:
-        """x W_x + bias for `x` [B, T, I], or ids [B, T], into `out` [T, B, 4, H]."""
+    def write(self, x: Tensor, out: Tensor) -> Tensor | None:
+        """x W_x for `x` [B, T, I], or ids [B, T], into `out` [T, B, 4, H]; what is still to be added, if anything."""
         flat = out.flatten(0, 1).flatten(1)
         if x.dim() == 2:
             torch.index_select(self._rows(x.numel()), 0, x.t().reshape(-1), out=flat)
-            if self._table is None:
-                flat += self._bias
-            return
+            return self._bias if self._table is None else None
         x = x.transpose(0, 1).reshape(flat.shape[0], self._w.shape[0])
         if self._own:
             _, self._scratch = kernels.product(x, self._w, self._bias, flat, scratch=self._scratch)
-        else:
-            _torch_product(x, self._w, self._bias, flat)
+            return None
+        torch.mm(x, self._w, out=flat)
+        return self._bias
 
     def _rows(self, looked_up: int) -> Tensor:
         """What ids look up: the weights, or from as many ids on as there are rows a table with the bias in it."""
@@ -144,15 +143,16 @@ def _map_weight_gradient(
     return (grad_w, grad_bias), (0, 0)
 
 
+def are_own(strict: bool) -> bool:
+    """Whether products are the library's, whose sums start from the bias; behind torch's the recurrence adds it."""
+    return strict or kernels.prefers_own_products()
+
+
 def product(x: Tensor, w: Tensor, bias: Tensor | None, strict: bool, out: Tensor | None = None) -> Tensor:
     """`linear` without derivatives, `bias` None being zeros, into `out` or a new tensor: what the operator does."""
     out = kernels.empty((x.shape[0], w.shape[1])) if out is None else out
-    if strict or kernels.prefers_own_products():
+    if are_own(strict):
         return kernels.product(x, w, bias, out)[0]
-    return _torch_product(x, w, bias, out)
-
-
-def _torch_product(x: Tensor, w: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
     torch.mm(x, w, out=out)
     # addmm writes the bias into every row first, for the product to add to: up to a fifth slower.
     return out if bias is None else out.add_(bias)

@@ -41,7 +41,7 @@ class Forward(ctypes.Structure):
         ("cell", CellStruct),
         *_pointers("sums", "h_mask", "h_in"),
         ("projected", c_int64),
-        *_pointers("w_hr", "unprojected"),
+        *_pointers("w_hr", "unprojected", "bias"),
     ]
 
 
@@ -54,7 +54,7 @@ class Backward(ctypes.Structure):
         ("cell", CellStruct),
         *_pointers("grad_cell", "h_mask"),
         ("projected", c_int64),
-        *_pointers("w_hr", "unprojected", "grad_projected"),
+        *_pointers("w_hr", "unprojected", "grad_projected", "grad_bias", "bias_sums"),
     ]
 
 
