@@ -241,6 +241,8 @@ def weight_gradient(x: Tensor, grad: Tensor, skip: Tensor | None = None) -> tupl
 
 
 def contiguous(cell: Cell) -> Cell:
+    if cell is PLAIN:
+        return cell
     return cell.with_tensors([None if value is None else value.contiguous() for value in cell.tensors])
 
 

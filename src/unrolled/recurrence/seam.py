@@ -297,7 +297,9 @@ def _grad_recurrent_weights(
     """
     steps, rows, width = h.shape
     hidden = grad_pre.shape[-1]
-    dpre, skip = grad_pre.reshape(steps, rows, 4 * hidden), resets
+    if not steps:
+        return h.new_zeros(width, 4, hidden)
+    dpre, skip = grad_pre.reshape(steps * rows, 4 * hidden), resets
     if lengths is not None:
         ended = reference.ended(lengths, steps)
         skip = ended if skip is None else skip | ended
@@ -305,8 +307,8 @@ def _grad_recurrent_weights(
         h0 = h0.masked_fill(skip[:1].any(0).unsqueeze(-1), 0)
         skip = skip[1:].reshape(-1)
     # Step 0 is taken apart: joining h0 to h would copy the largest tensor of the layer but for the gates.
-    rest = weight_gradient(h[:-1].reshape(-1, width), dpre[1:].reshape(-1, 4 * hidden), skip)
-    return torch.addmm(rest, h0.mT, dpre[:1].sum(0)).reshape(width, 4, hidden)
+    rest = weight_gradient(h.reshape(steps * rows, width)[: (steps - 1) * rows], dpre[rows:], skip)
+    return torch.addmm(rest, h0.mT, dpre[:rows]).reshape(width, 4, hidden)
 
 
 def _grad_of_projection(weight_gradient: WeightGradient, cell: Cell, c: Tensor, gates: Tensor, dh: Tensor) -> Tensor:
