@@ -19,7 +19,9 @@ from unrolled import ByteTokenizer, LanguageModel, ModelConfig, export_onnx
 EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
 # A program to train with may be longer than a lesson.
 LINES = {"word_language_model": 150, "recurrent_ppo": 400, "private_sgd": 120, "lightning_truncated_bptt": 150}
+LINES |= {"awd_lstm": 190}
 ARGUMENTS = {
+    "awd_lstm": ["--train", "train.txt", "--valid", "valid.txt", "--epochs", "1", "--embedding", "8", "--hidden", "16"],
     "word_language_model": ["--train", "train.txt", "--valid", "valid.txt"],
     "onnx_generate": ["model.onnx", "The ", "20"],
     "private_sgd": ["--epochs", "1"],
@@ -59,10 +61,10 @@ MISSING = {
     ),
 }
 # Those that train for minutes; the lessons are over before anyone stops them.
-TRAINING = ("word_language_model", "recurrent_ppo", "private_sgd", "lightning_truncated_bptt")
+TRAINING = ("word_language_model", "awd_lstm", "recurrent_ppo", "private_sgd", "lightning_truncated_bptt")
 # These run in the slow suite: other libraries' import alone takes seconds, and one that trains here is enough.
 SLOW = ("recurrent_ppo", "private_sgd", "lightning_truncated_bptt", "carry_state", "train_from_python")
-SLOW += ("generate_with_saved_state", "open_the_gates")
+SLOW += ("generate_with_saved_state", "open_the_gates", "awd_lstm")
 
 
 def by_name(names: Iterable[str]) -> list[Any]:
@@ -82,8 +84,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 # A shell starts what runs in the background with SIGINT ignored, and that is inherited.
 INTERRUPTED = """
-import runpy, signal, sys, torch
+import os, runpy, signal, sys, torch
 sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
 signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.Tensor.backward = lambda *_, **__: signal.raise_signal(signal.SIGINT)
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -176,6 +179,21 @@ def test_a_word_model_learns_what_there_is_to_learn(tmp_path: Path, tied: tuple[
     last, best, training = map(float, found.groups())
     assert 1.8 < best <= last < 4
     assert 1.8 < training < 4
+
+
+@pytest.mark.slow
+def test_an_averaged_model_learns_what_there_is_to_learn(tmp_path: Path):
+    write_texts(tmp_path)
+    drops = " ".join(f"--{of}-dropout 0" for of in ("word", "input", "layer", "output"))
+    settings = f"--embedding 24 --hidden 32 --layers 2 --batch 10 --window 10 --lr 3 --clip 1 --weight-drop 0.2 {drops}"
+    more = "--epochs 12 --patience 1"
+    done = run(example_of("awd_lstm"), tmp_path, *ARGUMENTS["awd_lstm"], *settings.split(), *more.split())
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"epoch \d+, averaging", done.stdout), "the score never rose, so nothing was averaged"
+    found = re.search(r"in the end: validation perplexity (\S+) \(best (\S+)\)\n$", done.stdout)
+    assert found is not None
+    last, best = map(float, found.groups())
+    assert 1.8 < best <= last < 3
 
 
 @pytest.mark.slow
