@@ -345,6 +345,7 @@ StepResult by_sequence_kernels(const UnrolledRun& run, const Stack& stack, const
                                    nullptr,
                                    0,
                                    nullptr,
+                                   nullptr,
                                    nullptr};
         accepted(unrolled_forward(&run, &call));
     }
