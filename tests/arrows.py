@@ -99,7 +99,8 @@ ARROWS: dict[str, set[str]] = {
     "ngram": {"corpus"},
     "evaluate": {"model", "state", "loss", "lanes", "corpus", "tokens", "ngram"},
     "excerpts": {"corpus"},
-    "stretches": {"corpus", "evaluate", "excerpts", "loss", "model", "stack"},
+    "held_weights": {"layer", "snapshot"},
+    "stretches": {"corpus", "evaluate", "excerpts", "held_weights", "loss", "model", "stack"},
     "unit_statistics": set(),
     "text_features": {"corpus", "tokens"},
     "relations": {"text_features"},
@@ -121,7 +122,9 @@ ARROWS: dict[str, set[str]] = {
         "unit_statistics",
     },
     "figures": {"inspection", "manifest", "page_data", "reach", "unit_statistics"},
-    "live_session": {"edits", "evaluate", "model", "samplers", "state", "tokens", "unit_statistics"},
+    "live_session": {
+        *("edits", "evaluate", "held_weights", "model", "samplers", "state", "tokens", "unit_statistics"),
+    },
     "live_server": {"live_session", "page", "tokens"},
     "live_command": {"checkpoint", "live_server", "live_session"},
     "inspect_command": {

@@ -68,6 +68,7 @@ class LSTMLayer(nn.Module):
     gain_g: nn.Parameter
     gain_c: nn.Parameter
     b_c: nn.Parameter
+    _held: tuple[Tensor, Tensor, Tensor] | None = None  # what `_weights` gives inside `HeldWeights.at_hand`
 
     def __init__(
         self,
@@ -340,6 +341,8 @@ class LSTMLayer(nn.Module):
 
         With layer normalisation the cell has the biases.
         """
+        if self._held is not None:
+            return self._held
         w_x, w_h = (torch.stack([self._of_gate(kind, gate) for gate in GATES], -2) for kind in ("W_x", "W_h"))
         if self.options.layer_norm or not self.options.bias:
             return w_x, w_h, w_h.new_zeros(4, self.hidden_dim)

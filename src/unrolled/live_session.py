@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .edits import Clamp, Edit, Place
 from .evaluate import device_of
+from .held_weights import HeldWeights
 from .model import LanguageModel, evaluating
 from .samplers import Sampler, Sampling, exponentials, uniforms
 from .state import LSTMState
@@ -75,7 +76,7 @@ class LiveSession:
                 f"the tokenizer has {tokenizer.size} tokens and the model {model.config.vocabulary}; pass the one "
                 "that it was trained with"
             )
-        self._model, self._tokenizer = model, tokenizer
+        self._model, self._tokenizer, self._weights = model, tokenizer, HeldWeights(model)
         self._uniform = uniforms(seed, 0)
         self._clamps: dict[tuple[int, str, int], float] = {}
         with torch.inference_mode():
@@ -189,7 +190,7 @@ class LiveSession:
         if not ids:
             return
         device = device_of(self._model)
-        with torch.inference_mode(), evaluating(self._model):
+        with torch.inference_mode(), evaluating(self._model), self._weights.at_hand():
             trace = self._model.trace(torch.tensor([ids], device=device), here.state, edit=self._edit())
             values = {name: torch.stack([getattr(layer, name)[0] for layer in trace.layers], 1) for name in NAMES}
         numbers = {name: each.float().cpu().numpy() for name, each in values.items()}

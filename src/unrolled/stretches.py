@@ -13,6 +13,7 @@ from torch import Tensor
 from .corpus import Split
 from .evaluate import device_of
 from .excerpts import excerpt, opens
+from .held_weights import HeldWeights
 from .loss import token_nats
 from .model import LanguageModel, evaluating
 from .stack import Trace
@@ -92,7 +93,7 @@ def _read(
     model: LanguageModel, split: Split, lanes: tuple[NDArray[np.int64], NDArray[np.int64]], warm_up: int, steps: int
 ) -> Iterator[Stretch]:
     begins, ends = lanes
-    device, size = device_of(model), int(ends[0])
+    device, size, weights = device_of(model), int(ends[0]), HeldWeights(model)
     with torch.inference_mode():
         state = model.initial_state(len(begins))
     predicted: Tensor | None = None
@@ -101,7 +102,7 @@ def _read(
         places = begins[:, None] + np.arange(first, last)
         ids, resets = excerpt(split, places, device)
         # Whoever gets a stretch goes on outside of the mode.
-        with torch.inference_mode(), evaluating(model):
+        with torch.inference_mode(), evaluating(model), weights.at_hand():
             stretch = None
             if first < 0:
                 logits, state = model(ids, state, resets=resets)
