@@ -69,3 +69,23 @@ def test_latching_and_dead_units():
 def test_of_nothing_there_are_no_statistics():
     with pytest.raises(ValueError, match="no steps were added"):
         UnitStatistics().result()
+
+
+def test_gates_that_lie_side_by_side_in_memory_give_what_scattered_ones_do():
+    values = drawn(300, dtype=torch.float32)
+    gates = torch.stack([values[gate] for gate in GATES], 1)
+    found = statistics(values, (0, 100, 300))
+    together = statistics(values | dict(zip(GATES, gates.unbind(1), strict=True)), (0, 100, 300))
+    for name in ("mean", "left", "right"):
+        assert all(torch.equal(getattr(found, name)[gate], getattr(together, name)[gate]) for gate in GATES)
+    assert torch.equal(found.memory, together.memory)
+    assert torch.equal(found.holding, together.holding)
+
+
+@pytest.mark.parametrize("order", ["ifog", "figo"])
+def test_gates_in_one_memory_in_another_order_are_told_apart(order):
+    values = drawn(50, dtype=torch.float32)
+    gates = torch.stack([values[gate] for gate in order], 1).unbind(1)
+    given = values | dict(zip(order, gates, strict=True))
+    found, expected = (statistics(each, (0, 50)).mean for each in (given, values))
+    assert all(torch.equal(found[gate], expected[gate]) for gate in GATES)

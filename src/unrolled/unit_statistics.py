@@ -7,7 +7,7 @@ g, within -1..1, is counted as (g + 1) / 2.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,16 +21,9 @@ LEFT, RIGHT = 0.1, 0.9
 LATCHES = 0.5
 # Of h's whole range, -1 to 1, what a dead unit does not go beyond.
 MOVES = 0.01
-# Numbers that are worked on at once: what they take stays in the caches. Of narrow layers so many rows at most.
-_NUMBERS, _MOST_ROWS = 2**16, 1024
-# What is summed, of what.
-_SUMS = (
-    *(("sum", name) for name in NAMES),
-    *(("squares", name) for name in STATES),
-    *((side, gate) for side in ("left", "right") for gate in GATES),
-    *(("forgotten", ""), ("holding", "")),
-)
-_PLACES = {key: row for row, key in enumerate(_SUMS)}
+# Numbers of a gate that are worked on at once, of narrow layers so many rows at most: with fewer of them, calling
+# torch's threads takes longer than the sums.
+_NUMBERS, _MOST_ROWS = 2**18, 1024
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,10 +59,11 @@ class UnitStatistics:
 
     def __init__(self) -> None:
         self._tokens = 0
-        # A row for each of _SUMS.
-        self._totals: Tensor | None = None
+        self._totals: dict[str, Tensor] = {}
         self._bounds: dict[str, tuple[Tensor, Tensor]] = {}
         self._pivots: dict[str, Tensor] = {}
+        # Memory for what is worked on: anew for each rows, it would be cleared by the system each time.
+        self._rooms: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Take in steps: each of h, c, i, f, g, o by name, [tokens, hidden], gates after their activation."""
@@ -81,26 +75,26 @@ class UnitStatistics:
 
     def result(self) -> LayerStatistics:
         """Of all steps so far. Raises ValueError where there are none."""
-        if self._totals is None:
+        if not self._tokens:
             raise ValueError("no steps were added, and of none there are no statistics")
-        shares = dict(zip(_SUMS, self._totals / self._tokens, strict=True))
-        means = {gate: shares["sum", gate] for gate in GATES}
+        shares = {key: total / self._tokens for key, total in self._totals.items()}
+        means, left, right = (dict(zip(GATES, shares[key].chunk(4), strict=True)) for key in ("gates", "left", "right"))
         deviations = {}
         for name, pivot in self._pivots.items():
-            away, squares = (shares[kind, name][: len(pivot)] for kind in ("sum", "squares"))
+            away = shares[f"away {name}"]
             means[name] = pivot.double().cpu() + away
-            deviations[name] = (squares - away * away).clamp(min=0).sqrt()
+            deviations[name] = (shares[f"squares {name}"] - away * away).clamp(min=0).sqrt()
         lows, highs = ({name: both[end].double() for name, both in self._bounds.items()} for end in (0, 1))
-        holding = shares["holding", ""]
+        holding = shares["holding"]
         return LayerStatistics(
             tokens=self._tokens,
             mean={name: means[name] for name in NAMES},
             std=deviations,
             low=lows,
             high=highs,
-            left={gate: shares["left", gate] for gate in GATES},
-            right={gate: shares["right", gate] for gate in GATES},
-            memory=1 / shares["forgotten", ""],
+            left=left,
+            right=right,
+            memory=1 / shares["forgotten"],
             holding=holding,
             latching=(holding >= LATCHES) & (holding < 1),
             dead=highs["h"] - lows["h"] <= 2 * MOVES,
@@ -109,35 +103,59 @@ class UnitStatistics:
     def _add(self, some: Mapping[str, Tensor]) -> None:
         if some["c"].dtype in (torch.bfloat16, torch.float16):
             some = {name: values.float() for name, values in some.items()}
-        c = some["c"]
-        # Sums are products with ones: in torch, a sum over rows takes half as long again.
-        ones, sums = c.new_ones(1, c.shape[0]), c.new_zeros(len(_SUMS), c.shape[1])
-        scratch, left_i = torch.empty_like(c), torch.empty_like(c)
-
-        def add_up(kind: str, name: str, values: Tensor) -> None:
-            row = _PLACES[kind, name]
-            torch.mm(ones, values.to(c.dtype), out=sums[row : row + 1, : values.shape[1]])
-
         for name in STATES:
-            if name not in self._pivots:
-                # Near the mean, so that squares around it do not cancel where a unit hardly moves.
-                self._pivots[name] = some[name].mean(0)
-            away = some[name] - self._pivots[name]
-            add_up("sum", name, away)
-            add_up("squares", name, away.mul_(away))
-            low, high = some[name].amin(0).cpu(), some[name].amax(0).cpu()
-            if name in self._bounds:
-                low, high = torch.minimum(low, self._bounds[name][0]), torch.maximum(high, self._bounds[name][1])
-            self._bounds[name] = low, high
-        for gate in ("i", "g", "o", "f"):
-            left, right = (2 * LEFT - 1, 2 * RIGHT - 1) if gate == "g" else (LEFT, RIGHT)
-            add_up("sum", gate, some[gate])
-            # Into numbers: a comparison that gives bools takes three times as long.
-            add_up("left", gate, torch.lt(some[gate], left, out=left_i if gate == "i" else scratch))
-            add_up("right", gate, torch.gt(some[gate], right, out=scratch))
-        # Of f, the last of the gates: where it is saturated right.
-        add_up("holding", "", scratch.mul_(left_i))
+            self._add_state(name, some[name])
+        self._add_gates(_side_by_side([some[gate] for gate in GATES]))
+
+    def _add_state(self, name: str, values: Tensor) -> None:
+        if name not in self._pivots:
+            # Near the mean, so that squares around it do not cancel where a unit hardly moves.
+            self._pivots[name] = values.mean(0)
+        away = torch.sub(values, self._pivots[name], out=self._room(name, values))
+        self._sum(f"away {name}", away)
+        self._sum(f"squares {name}", away.mul_(away))
+        low, high = values.amin(0).cpu(), values.amax(0).cpu()
+        if name in self._bounds:
+            low, high = torch.minimum(low, self._bounds[name][0]), torch.maximum(high, self._bounds[name][1])
+        self._bounds[name] = low, high
+
+    def _add_gates(self, gates: Tensor) -> None:
+        """[rows, 4 hidden]: all four at once, since a call into torch takes as long as many numbers."""
+        width = gates.shape[1] // 4
+        left, right = gates.new_full((4, width), LEFT), gates.new_full((4, width), RIGHT)
+        of_g = GATES.index("g")
+        left[of_g], right[of_g] = 2 * LEFT - 1, 2 * RIGHT - 1
+        # Into numbers: a comparison that gives bools takes three times as long.
+        below = torch.lt(gates, left.flatten(), out=self._room("below", gates))
+        above = torch.gt(gates, right.flatten(), out=self._room("above", gates))
+        for key, values in (("gates", gates), ("left", below), ("right", above)):
+            self._sum(key, values)
+        i, f = (slice(k * width, (k + 1) * width) for k in (GATES.index("i"), GATES.index("f")))
+        self._sum("holding", above[:, f].mul_(below[:, i]))
         # Not 1 - mean: where f is all but 1, the difference of two sums would have lost it.
-        add_up("forgotten", "", torch.sub(1, some["f"], out=scratch))
-        totals = sums.cpu().double()
-        self._totals = totals if self._totals is None else self._totals.add_(totals)
+        self._sum("forgotten", torch.sub(1, gates[:, f], out=below[:, f]))
+
+    def _room(self, name: str, like: Tensor) -> Tensor:
+        room = self._rooms.get(name)
+        if room is None or len(room) < len(like):
+            room = self._rooms[name] = torch.empty_like(like, memory_format=torch.contiguous_format)
+        return room[: len(like)]
+
+    def _sum(self, key: str, values: Tensor) -> None:
+        # A product with ones: in torch, a sum over rows takes half as long again.
+        total = torch.mm(values.new_ones(1, len(values)), values)[0].cpu().double()
+        self._totals[key] = self._totals[key].add_(total) if key in self._totals else total
+
+
+def _side_by_side(gates: Sequence[Tensor]) -> Tensor:
+    """[rows, gates * hidden] of [rows, hidden] each: a view, where they lie in memory as a trace has them."""
+    first, (rows, width) = gates[0], gates[0].shape
+    places = [(each.data_ptr() - first.data_ptr()) // first.element_size() for each in gates]
+    shared = all(each.untyped_storage().data_ptr() == first.untyped_storage().data_ptr() for each in gates)
+    if (
+        shared
+        and places == [k * width for k in range(len(gates))]
+        and {each.stride() for each in gates} == {(first.stride(0), 1)}
+    ):
+        return first.as_strided((rows, len(gates) * width), (first.stride(0), 1))
+    return torch.cat(list(gates), 1)
