@@ -83,7 +83,7 @@ def test_more_tokens_than_one_float_counts_two_of():
     counts = found._joint["c", 0].counts()
     places = torch.arange(tokens)[:, None] + torch.from_numpy(np.append(0, found.shifts))
     columns = torch.cat([torch.ones(tokens, 1), torch.from_numpy(kinds)[places % tokens]], 1).double()
-    for edge, table in zip(found._bins["c", 0], counts, strict=True):
+    for edge, table in zip(found._joint["c", 0]._edges, counts, strict=True):
         assert torch.equal(table.double(), columns.T @ (numbers > edge).double())
 
 

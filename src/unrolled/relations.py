@@ -97,39 +97,48 @@ def shortest(shifts: int) -> int:
 class _Joint:
     """How many of a quantity's numbers lie above each edge, for each unit and column: products with columns of 0 and 1.
 
-    Numbers are counted two edges at a time, in one float32 each, and taken apart before the first count could reach
+    Two columns are counted in one float32, as `_packed` has them, and taken apart before the first count could reach
     the second: half as many products, and every count exact.
     """
 
-    def __init__(self, edges: int, width: int, like: Tensor) -> None:
-        units = like.shape[1]
-        self._counts, self._pairs = (torch.zeros(n, width, units, device=like.device) for n in (edges, edges // 2))
+    def __init__(self, edges: Tensor, width: int) -> None:
+        """`edges` [edges, units], ascending; `width`: how many columns there are."""
+        self._edges = edges
+        self._counts = torch.zeros(width, *edges.shape, device=edges.device)
+        self._pairs = torch.zeros(-(-width // 2), edges.numel(), device=edges.device)
         self._rows = 0
 
-    def add(self, columns: Tensor, numbers: Tensor, edges: Tensor) -> None:
-        """`columns` [width, rows], `numbers` [rows, units], fewer than _SECOND; `edges` ascending."""
+    def add(self, packed: Tensor, numbers: Tensor) -> None:
+        """`packed` [rows, pairs], `numbers` [rows, units], fewer than _SECOND."""
         if self._rows + len(numbers) >= _SECOND:
             self._take_apart()
         self._rows += len(numbers)
-        first, second = (torch.empty_like(numbers, dtype=torch.float32) for _ in range(2))
-        for k, pair in enumerate(self._pairs):
-            torch.gt(numbers, edges[2 * k + 1], out=second)
-            pair.addmm_(columns, torch.gt(numbers, edges[2 * k], out=first).add_(second, alpha=_SECOND))
-        if len(edges) % 2:
-            self._counts[-1].addmm_(columns, torch.gt(numbers, edges[-1], out=first))
+        above = torch.empty(len(numbers), *self._edges.shape, device=numbers.device)
+        torch.gt(numbers[:, None], self._edges, out=above)
+        self._pairs.addmm_(packed.t(), above.flatten(1))
 
     def counts(self) -> Tensor:
         """[edges, width, units] of all numbers so far."""
-        self._take_apart()
-        return self._counts
+        if self._rows:
+            self._take_apart()
+        return self._counts.transpose(0, 1)
 
     def _take_apart(self) -> None:
         second = self._pairs.div(_SECOND).floor_()
-        pairs = 2 * len(self._pairs)
-        self._counts[1:pairs:2] += second
-        self._counts[0:pairs:2] += self._pairs.sub_(second, alpha=_SECOND)
+        first = self._pairs.sub_(second, alpha=_SECOND)
+        pairs = len(first)
+        self._counts[:pairs] += first.view(pairs, *self._edges.shape)
+        self._counts[pairs:] += second.view(pairs, *self._edges.shape)[: len(self._counts) - pairs]
         self._pairs.zero_()
         self._rows = 0
+
+
+def _packed(columns: Tensor) -> Tensor:
+    """[rows, pairs]: of columns [rows, width] of 0 and 1 the second half on top of the first, _SECOND for each 1."""
+    pairs = -(-columns.shape[1] // 2)
+    packed = columns[:, :pairs].clone()
+    packed[:, : columns.shape[1] - pairs].add_(columns[:, pairs:], alpha=_SECOND)
+    return packed
 
 
 class Tables:
@@ -169,7 +178,6 @@ class Tables:
         columns = [(k, kind) for k, feature in enumerate(features) for kind in range(1, len(feature.labels))]
         self._of, self._kind = (torch.tensor(each, dtype=torch.int64) for each in zip(*columns, strict=True))
         self._moved = torch.from_numpy(np.append(0, self.shifts))
-        self._bins: dict[tuple[str, int], Tensor] = {}
         self._joint: dict[tuple[str, int], _Joint] = {}
         self._margin = torch.zeros(self._width)
 
@@ -184,27 +192,26 @@ class Tables:
         The first call's values also say where the bins lie, for good: at each unit's quantiles. Every later call has
         to bring the same quantities and layers.
         """
-        if not self._bins:
-            for key, numbers in values.items():
-                self._bins[key] = _edges(numbers)
-                self._joint[key] = _Joint(1 + len(QUANTILES), self._width, numbers)
+        if not self._joint:
+            self._joint = {key: _Joint(_edges(numbers), self._width) for key, numbers in values.items()}
         chosen = None
         if self._chosen is not None:
             chosen = self._chosen[places.cpu()].nonzero().squeeze(-1)
             places = places.cpu()[chosen]
         columns = self._columns(places)
         self._margin += columns.sum(0)
-        for key, bins in self._bins.items():
+        packed = _packed(columns)
+        for key, joint in self._joint.items():
             numbers = values[key] if chosen is None else values[key].index_select(0, chosen.to(values[key].device))
-            for rows, here in zip(numbers.split(_SECOND - 1), columns.split(_SECOND - 1), strict=True):
-                self._joint[key].add(here.to(rows.device).t(), rows, bins)
+            for rows, here in zip(numbers.split(_SECOND - 1), packed.split(_SECOND - 1), strict=True):
+                joint.add(here.to(rows.device), rows)
 
     def results(self) -> tuple[Relation, ...]:
         """One relation for each feature. Raises ValueError where nothing was counted."""
         if not self.counted:
             raise ValueError("no tokens were added, and of none there are no tables")
-        quantities = tuple(dict.fromkeys(quantity for quantity, _ in self._bins))
-        layers = 1 + max(layer for _, layer in self._bins)
+        quantities = tuple(dict.fromkeys(quantity for quantity, _ in self._joint))
+        layers = 1 + max(layer for _, layer in self._joint)
         found = []
         for k, feature in enumerate(self._features):
             bits = [[self._bits(k, (name, layer)) for layer in range(layers)] for name in quantities]
