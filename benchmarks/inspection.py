@@ -1,10 +1,10 @@
 """How long a text takes to be inspected, and how much memory: short and long ones, each in a process of its own.
 
 A model of random weights, by default two layers of 512 over characters, is inspected on the text of Python's
-documentation, repeated until it is as long as asked. For each length a process reads the text once and says how long
-`inspect` took, how long the model alone takes over the same text (h, c and gates of every step, and nothing done with
-them), and its peak of anonymous memory (RssAnon, Linux; sampled). Times come from one process after the other, so that
-nothing but the length differs.
+documentation, repeated until it is as long as asked: ids of one byte each, as a corpus has them. For each length a
+process reads the text once and says how long `inspect` took, how long the model alone takes over the same text (h, c
+and gates of every step, and nothing done with them), and its peak of anonymous memory (RssAnon, Linux; sampled). Times
+come from one process after the other, so that nothing but the length differs.
 
     python benchmarks/inspection.py [--tokens 100000 1000000] [--hidden 512] [--threads N] [--write PAGE]
 """
@@ -34,15 +34,18 @@ def inspected(tokens: int, hidden: int, threads: int | None) -> dict[str, Any]:
     import torch
 
     from unrolled import CharTokenizer, LanguageModel, ModelConfig, Split, builtin_text, inspect, stretches
+    from unrolled.encoding import dtype_for
     from unrolled.stretches import default_lanes
 
     if threads is not None:
         torch.set_num_threads(threads)
     torch.manual_seed(0)
-    text = builtin_text()
-    text = (text * (tokens // len(text) + 1))[:tokens]
-    tokenizer = CharTokenizer.from_text(text)
-    split = Split(tokenizer.encode(text), np.array([0]))
+    tokenizer = CharTokenizer.from_text(builtin_text())
+    once = tokenizer.encode(builtin_text())
+    ids = np.empty(tokens, dtype_for(tokenizer.size))
+    for begin in range(0, tokens, len(once)):
+        ids[begin : begin + len(once)] = once[: tokens - begin]
+    split = Split(ids, np.array([0]))
     model = LanguageModel(ModelConfig(tokenizer.size, hidden=hidden, layers=2))
     # What is loaded and packed at a first call is no part of the time.
     inspect(model, Split(split.ids[:4096], split.starts), tokenizer)

@@ -169,9 +169,7 @@ class Tables:
         draw = np.random.Generator(np.random.PCG64(seed))
         # From the middle of one part to that of the next: never near 0, where the text is itself again.
         self.shifts = ((np.arange(shifts) + 0.5 + draw.random(shifts)) * (tokens / (shifts + 1))).astype(np.int64)
-        # Small whole numbers, since there is one for each token of the text.
-        drawn = draw.integers(0, _DRAWS, tokens, dtype=np.uint16) if tokens > count else None
-        self._chosen = None if drawn is None else torch.from_numpy(drawn < max(1, round(count / tokens * _DRAWS)))
+        self._chosen = _chosen(draw, count, tokens) if tokens > count else None
         self._features = tuple(features)
         self._kinds = [torch.from_numpy(np.require(feature.kinds, requirements="W")) for feature in features]
         # A column for each kind but the first, which is what the others leave.
@@ -252,6 +250,15 @@ class Tables:
         # What lies above one edge and not above the next.
         joint = -torch.diff(torch.cat([total, above, torch.zeros_like(total)]), dim=0) / self.counted
         return _entropy(joint.sum(0), 0) + _entropy(joint.sum(1), 0) - _entropy(joint.flatten(0, 1), 0)
+
+
+def _chosen(draw: np.random.Generator, count: int, tokens: int) -> Tensor:
+    """Bool [tokens], about `count` of them true, drawn in pieces: of the text's length there is a byte a token."""
+    chosen, most = np.empty(tokens, np.bool_), max(1, round(count / tokens * _DRAWS))
+    for begin in range(0, tokens, _DRAWS):
+        piece = chosen[begin : begin + _DRAWS]
+        np.less(draw.integers(0, _DRAWS, len(piece), dtype=np.uint16), most, out=piece)
+    return torch.from_numpy(chosen)
 
 
 def _padded(bits: Tensor, width: int) -> Tensor:
