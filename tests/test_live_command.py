@@ -1,5 +1,6 @@
 """The command that serves the live page: what it prints, what it refuses, how it ends."""
 
+import contextlib
 import re
 import signal
 import subprocess
@@ -69,3 +70,13 @@ def test_a_text_that_cannot_be_read_is_one_sentence(model, capsys):
     assert out == ""
     assert err.startswith("unrolled: ")
     assert "'x'" in err
+
+
+@pytest.mark.parametrize(("flags", "expected"), [((), 1), (("--threads", "2"), 2)])
+def test_it_runs_on_one_thread_unless_others_are_asked_for(model, monkeypatch, flags, expected):
+    seen = []
+    monkeypatch.setattr("unrolled.live_command.serve", lambda *_, **__: seen.append(torch.get_num_threads()))
+    before = torch.get_num_threads()
+    with contextlib.suppress(SystemExit):
+        main(["inspect", str(model), "--live", *flags])
+    assert (seen, torch.get_num_threads()) == ([expected], before)

@@ -63,7 +63,7 @@ class InspectRequest:
     seed: int = 0
     """Of the shifts, and of the tokens that are counted in a long text."""
     threads: int | None = None
-    """CPU threads; torch's own choice if not given."""
+    """CPU threads; torch's own choice if not given, and one for the live page."""
     as_json: Annotated[bool, Parameter(name="--json")] = False
     """Print everything as JSON instead of tables, with the numbers of all units."""
 
@@ -114,7 +114,8 @@ def inspect(run: Path, /, *, request: Annotated[InspectRequest, Parameter(name="
     if request.live:
         from .live_command import serve
 
-        with threads(request.threads):
+        # A key is a chain of short calls, in each of which a second thread would wait for a core that the browser has.
+        with threads(1 if request.threads is None else request.threads):
             serve(loaded, f"{run.resolve().name}, live", request.text or "", _say, seed=request.seed, port=request.port)
         return
     name, split = _text(loaded, request)

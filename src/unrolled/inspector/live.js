@@ -134,16 +134,23 @@ function draw(since = null) {
   });
 }
 
+/** The text in colours; of what is there already only what has changed is touched, since all else is laid out anew. */
 function mirror(at) {
   const ramp = rampOf(state.theme, state.quantity);
   const size = width(state.quantity);
-  one(`mirror-${at}`).replaceChildren(...steps[at].map((step) => {
-    const span = element("span", "", step.text.replace(/[\n\r\t\u0000-\u001f\u007f]/g, (sign) => visible(sign) + ("\n\t".includes(sign) ? sign : "")));
+  const shown = one(`mirror-${at}`);
+  while (shown.children.length > steps[at].length) shown.lastChild.remove();
+  const spans = [...shown.children];
+  steps[at].forEach((step, k) => {
+    const span = spans[k] ?? shown.appendChild(element("span", "", ""));
+    const text = step.text.replace(/[\n\r\t\u0000-\u001f\u007f]/g, (sign) => visible(sign) + ("\n\t".includes(sign) ? sign : ""));
+    if (span.textContent !== text) span.textContent = text;
     const colour = ramp[position(state.quantity, step[state.quantity][state.layer * size + state.unit])];
+    if (span.dataset.colour === css(colour)) return;
+    span.dataset.colour = css(colour);
     span.style.backgroundColor = css(colour);
     span.style.color = inkOn(colour);
-    return span;
-  }));
+  });
 }
 
 function showNext() {

@@ -230,6 +230,7 @@ function picture(source, heat, scale, width, theme) {
   const tokens = scale.end - scale.begin;
   const columns = Math.max(1, Math.min(tokens, Math.round(width * (window.devicePixelRatio || 1))));
   const image = new ImageData(columns, Math.max(1, heat.rows.length));
+  const pixels = image.data;
   const ramp = rampOf(theme, heat.quantity);
   heat.rows.forEach((row, number) => {
     for (let column = 0; column < columns; column++) {
@@ -239,8 +240,12 @@ function picture(source, heat, scale, width, theme) {
       for (let token = first; token < last; token++) {
         sum += position(heat.quantity, source.value(heat.layer, heat.quantity, row, token));
       }
-      const colour = ramp[Math.round(sum / (last - first))];
-      image.data.set([...colour, 255], 4 * (number * columns + column));
+      const [red, green, blue] = ramp[Math.round(sum / (last - first))];
+      const at = 4 * (number * columns + column);
+      pixels[at] = red;
+      pixels[at + 1] = green;
+      pixels[at + 2] = blue;
+      pixels[at + 3] = 255;
     }
   });
   const sheet = document.createElement("canvas");
