@@ -1,9 +1,11 @@
 import pytest
 import torch
+from worlds import needs_library
 
 from unrolled import LanguageModel, ModelConfig
 from unrolled.held_weights import HeldWeights
 from unrolled.layer import LSTMLayer
+from unrolled.recurrence import kernels, native
 
 IDS = torch.tensor([[0, 3, 1, 4, 2]])
 
@@ -41,6 +43,31 @@ def test_a_trace_has_the_same_bits_with_weights_that_were_made_once(model, made)
         with weights.at_hand():
             assert all(map(torch.equal, traced(model), expected))
     assert made == list(model.lstm.layers)
+
+
+@needs_library
+@pytest.mark.parametrize("name", native.instruction_sets())
+def test_and_are_packed_once_for_each_instruction_set(model, monkeypatch, name):
+    packed, run = [], kernels.forward
+
+    def noted(*arguments, scratch=None, **options):
+        packed.append(scratch is not None)
+        return run(*arguments, scratch=scratch, **options)
+
+    monkeypatch.setattr(kernels, "forward", noted)
+    weights = HeldWeights(model)
+    with weights.at_hand():
+        traced(model)
+        with kernels.instruction_set(name):
+            expected = traced(model)
+            packed.clear()
+            for _ in range(2):
+                assert all(map(torch.equal, traced(model), expected))
+    assert packed == [True] * 4
+    packed.clear()
+    with kernels.instruction_set(name):
+        assert all(map(torch.equal, traced(model), expected))
+    assert packed == [False] * 2
 
 
 def test_weights_that_have_changed_are_made_anew(model):

@@ -41,6 +41,7 @@ OF_THE_LAYERS = {
     "unrolled.recurrence.one_node",
     "unrolled.recurrence.portable",
     "unrolled.recurrence.precision",
+    "unrolled.recurrence.prepacked",
     "unrolled.recurrence.products",
     "unrolled.recurrence.ranges",
     "unrolled.recurrence.reference",

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from .layer import LSTMLayer
+from .recurrence import Packed, at_hand
 from .snapshot import Snapshot
 
 
 class HeldWeights:
-    """Every layer's weights with the gates side by side, for calls in inference mode.
+    """Every layer's weights with the gates side by side, and packed for the kernel, for calls in inference mode.
 
     They are made at the first call, and anew once the model has others, as far as `Snapshot` notices that.
     """
@@ -22,6 +23,7 @@ class HeldWeights:
         self._model = model
         self._snapshot: Snapshot | None = None
         self._made: list[tuple[LSTMLayer, tuple[Tensor, Tensor, Tensor]]] = []
+        self._packed: list[Packed] = []
 
     @contextmanager
     def at_hand(self) -> Iterator[None]:
@@ -31,7 +33,8 @@ class HeldWeights:
         for layer, weights in self._made:
             layer._held = weights
         try:
-            yield
+            with at_hand(self._packed):
+                yield
         finally:
             for layer, _ in self._made:
                 layer._held = None
@@ -41,3 +44,4 @@ class HeldWeights:
         layers = [each for each in self._model.modules() if isinstance(each, LSTMLayer) and each.cell is None]
         with torch.inference_mode():
             self._made = [(layer, layer._weights()) for layer in layers]
+        self._packed = [Packed(w_h) for _, (_, w_h, _) in self._made]

@@ -17,6 +17,7 @@ KINDS = 8
 _LARGEST = 255
 _OPENING, _CLOSING = "([{", ")]}"
 _QUOTES = "\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}"
+_MARKS = f'"{_QUOTES}{_OPENING}{_CLOSING}'
 _TAB = 8
 # Tokens whose numbers are Python's own objects at a time.
 _BLOCK = 4096
@@ -52,45 +53,67 @@ class Feature:
 
 @dataclass
 class _Text:
-    """Where in a text one is, after each character."""
+    """Where in a document one is, read a part at a time."""
 
+    # Of the last character: the numbers of `_NAMES`, and whether its line has had nothing but blanks.
     column: int = 0
-    indent: int = 0
-    indenting: bool = True
     quoted: bool = False
     depth: int = 0
     word: bool = False
     newline: bool = False
+    indent: int = 0
+    indenting: bool = True
 
-    def _read(self, character: str) -> None:
-        if character == "\n":
-            self.quoted &= not self.newline
-            self.depth = 0 if self.newline else self.depth
-            self.column = self.indent = 0
-            self.indenting, self.newline, self.word = True, True, False
-            return
-        self.newline = False
-        self.column += 1
-        self.word = character.isalnum() or character == "_"
-        if self.indenting:
-            self.indenting = character in " \t"
-            self.indent += self.indenting * (_TAB if character == "\t" else 1)
-        if self.word:
-            return
-        if character == '"':
-            self.quoted = not self.quoted
-        elif character in _QUOTES:
-            self.quoted = character == _QUOTES[0]
-        elif character in _OPENING:
-            self.depth += 1
-        elif character in _CLOSING:
-            self.depth = max(0, self.depth - 1)
+    def after(self, parts: list[str]) -> NDArray[np.int64]:
+        """The numbers of `_NAMES` [names, parts], once each part has been read too."""
+        before = [[self.column], [self.quoted], [self.depth], [self.word], [self.newline], [self.indent]]
+        numbers = np.concatenate([np.array(before, np.int64), self._read("".join(parts))], 1)
+        return numbers[:, np.cumsum([len(part) for part in parts], dtype=np.int64)]
 
-    def after(self, characters: str) -> tuple[int, ...]:
-        """The numbers of `_NAMES`, once these have been read too."""
-        for character in characters:
-            self._read(character)
-        return self.column, self.quoted, self.depth, self.word, self.newline, self.indent
+    def _read(self, characters: str) -> NDArray[np.int64]:
+        """The numbers of `_NAMES` [names, characters]."""
+        if not characters:
+            return np.empty((len(_NAMES), 0), np.int64)
+        codes = np.frombuffer(characters.encode("utf-32-le"), "<u4")
+        known, which = np.unique(codes, return_inverse=True)
+        of_known = [chr(code) for code in known.tolist()]
+        word = np.array([each.isalnum() or each == "_" for each in of_known])[which]
+        width = np.array([{" ": 1, "\t": _TAB}.get(each, 0) for each in of_known])[which]
+        marks = np.array([each in _MARKS for each in of_known])[which]
+        newline, at = codes == ord("\n"), np.arange(len(codes))
+        blank_line = newline & np.append(self.newline, newline[:-1])
+        quoted, depth = self._nested(characters, np.flatnonzero(marks | blank_line), blank_line)
+        # Where the line began and where it last had anything but blanks: before these characters, if negative.
+        begun = np.maximum.accumulate(np.where(newline, at, -1 - self.column))
+        other = np.maximum.accumulate(np.where((width == 0) & ~newline, at, begun[0] - 1 if self.indenting else -1))
+        indenting = other < begun
+        indents = np.cumsum(width * indenting)
+        indent = indents - np.where(begun >= 0, indents[begun], -self.indent)
+        numbers = np.stack([at - begun, quoted, depth, word, newline, indent])
+        self.column, self.quoted, self.depth, self.word, self.newline, self.indent = numbers[:, -1].tolist()
+        self.indenting = bool(indenting[-1])
+        return numbers
+
+    def _nested(
+        self, characters: str, places: NDArray[np.int64], blank_line: NDArray[np.bool_]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Inside quotes or not, and how many brackets are open, after each character; they change at `places` alone."""
+        quoted, depth = bool(self.quoted), self.depth
+        found = [(quoted, depth)]
+        for place in places.tolist():
+            character = characters[place]
+            if blank_line[place]:
+                quoted, depth = False, 0
+            elif character == '"':
+                quoted = not quoted
+            elif character in _QUOTES:
+                quoted = character == _QUOTES[0]
+            else:
+                depth = depth + 1 if character in _OPENING else max(0, depth - 1)
+            found.append((quoted, depth))
+        lasting = np.diff(np.concatenate([[0], places, [len(characters)]]))
+        of_all = np.repeat(np.array(found, np.int64), lasting, axis=0)
+        return of_all[:, 0], of_all[:, 1]
 
 
 def text_features(split: Split, tokenizer: Tokenizer) -> tuple[Feature, ...]:
@@ -116,8 +139,8 @@ def text_features(split: Split, tokenizer: Tokenizer) -> tuple[Feature, ...]:
         decoder, text = tokenizer.decoder(), _Text()
         for first in range(begin, end, _BLOCK):
             last = min(first + _BLOCK, end)
-            found = [text.after(decoder.push(token)) for token in split.ids[first:last].tolist()]
-            numbers[:, first:last] = np.minimum(found, _LARGEST).T
+            parts = [decoder.push(token) for token in split.ids[first:last].tolist()]
+            numbers[:, first:last] = np.minimum(text.after(parts), _LARGEST)
     return tuple(_features(numbers))
 
 

@@ -19,6 +19,7 @@ from .cell import PLAIN, Cell
 from .choose import BackendUnavailable, Call, Choice, backends, check_name, choose, forward_mode_active
 from .masks import drawn_seed, random_words, row_keys, sequence_mask, weight_mask
 from .precision import full_precision
+from .prepacked import Packed, at_hand
 from .ranges import checked_range
 from .restarts import Start, run_parts
 from .threefry import of_layer
@@ -27,7 +28,9 @@ __all__ = [
     "BackendUnavailable",
     "Cell",
     "Choice",
+    "Packed",
     "Scanned",
+    "at_hand",
     "backends",
     "check_name",
     "checked",

@@ -71,7 +71,8 @@ def forward(
     packed = scratch is not None
     projected = _projected(w_hr)
     if scratch is None:
-        scratch = kept("forward", _library().unrolled_forward_scratch(hidden, projected))
+        floats = _library().unrolled_forward_scratch(hidden, projected)
+        scratch = kept("forward", floats)[:floats]
     pre, w_h, h0, c0 = pre.contiguous(), w_h.contiguous(), state[0].contiguous(), state[1].contiguous()
     width, w_hr = projected or hidden, None if w_hr is None else w_hr.contiguous()
     bias = None if bias is None else bias.contiguous()

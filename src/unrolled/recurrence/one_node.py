@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import cpu, kernels, products, seam
+from . import cpu, kernels, prepacked, products, seam
 from .calls import is_plain
 from .cell import TENSORS, Cell
 
@@ -77,7 +77,7 @@ class _Layer(torch.autograd.Function):
         h, c = kernels.empty((steps, rows, w_h.shape[0])), kernels.empty((steps, rows, hidden))
         gates = pre if cell.norm is None else kernels.empty((steps, rows, cell.planes, hidden))
         lacking = None if whole else bias
-        kernels.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), bias=lacking, w_hr=w_hr, cell=cell)
+        prepacked.forward(pre, w_h, (h0, c0), (resets, lengths), (h, c, gates), bias=lacking, w_hr=w_hr, cell=cell)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, w_x, w_h, h0, c0, resets, lengths, w_hr, *tensors, h, c, gates)
         ctx.numbers = numbers
