@@ -337,7 +337,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("kind", ["floats", "ids"])
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_without_gradients_no_gates_are_stored(made: list[tuple[int, ...]], mode: Any, kind: str) -> None:
-    rows, steps, width, hidden = 4, 3000, 24, 32
+    rows, steps, width, hidden = 4, 12000, 24, 32
     layer = LSTMLayer(width, hidden, backend="cpu")
     x = torch.randn(rows, steps, width) if kind == "floats" else torch.randint(width, (rows, steps))
     expected = layer(x)
@@ -347,10 +347,10 @@ def test_without_gradients_no_gates_are_stored(made: list[tuple[int, ...]], mode
         h, c = layer(x)
     assert made.count((steps, rows, hidden)) == 2
     others = sum(torch.Size(shape).numel() for shape in made if shape != (steps, rows, hidden))
-    # Packed weights, and pre-activations for some steps at a time: 2 MiB, where those of all steps are 6.
+    # Packed weights, and pre-activations for some steps at a time: 2 or 16 MiB, where those of all steps are 23.
     packed = kernels._library().unrolled_forward_scratch(hidden, 0)
     packed += kernels._library().unrolled_product_scratch(width, 4 * hidden) if kind == "floats" else 0
-    assert packed < others <= packed + 2 * 2**20 // 4
+    assert packed < others <= packed + 16 * 2**20 // 4
     for value, other in zip((h, c), expected, strict=True):
         torch.testing.assert_close(value, other, rtol=1e-6, atol=1e-6)
 

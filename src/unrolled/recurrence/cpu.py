@@ -16,8 +16,9 @@ from . import kernels, products, seam
 from .calls import is_plain
 from .cell import PLAIN, Cell
 
-# Bytes of pre-activations that are made, and used up, at a time: they stay in the cache.
-_CHUNK_BYTES = 2 * 2**20
+# Bytes of pre-activations that are made, and used up, at a time. With the library's products they stay in the cache; each
+# of MKL's packs the weights anew, and with fewer of them a call takes up to a quarter less (docs/experiments.md).
+_CHUNK_BYTES, _CHUNK_BYTES_OF_MKL = 2 * 2**20, 16 * 2**20
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
 _LIBRARY.define(
@@ -107,7 +108,8 @@ def _states(
     width, _, hidden = w_h.shape
     h, c = kernels.empty((steps, rows, width)), kernels.empty((steps, rows, hidden))
     cell = Cell(*options)
-    chunk = max(1, min(steps, _CHUNK_BYTES // max(1, 16 * rows * hidden)))
+    size = _CHUNK_BYTES if products.are_own(strict) else _CHUNK_BYTES_OF_MKL
+    chunk = max(1, min(steps, size // max(1, 16 * rows * hidden)))
     pre = kernels.kept("pre", chunk * rows * 4 * hidden)[: chunk * rows * 4 * hidden].view(chunk, rows, 4, hidden)
     inputs, scratch = products.Inputs(w_x, bias, strict=strict), None
     for start in range(0, steps, chunk):
