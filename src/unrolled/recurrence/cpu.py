@@ -16,8 +16,8 @@ from . import kernels, products, seam
 from .calls import is_plain
 from .cell import PLAIN, Cell
 
-# Bytes of pre-activations that are made, and used up, at a time. With the library's products they stay in the cache; each
-# of MKL's packs the weights anew, and with fewer of them a call takes up to a quarter less (docs/experiments.md).
+# Bytes of pre-activations that are made, and used up, at a time. With the library's products they stay in the cache.
+# Each of MKL's packs the weights anew: with fewer of them a call takes up to a quarter less (docs/experiments.md).
 _CHUNK_BYTES, _CHUNK_BYTES_OF_MKL = 2 * 2**20, 16 * 2**20
 
 _LIBRARY = torch.library.Library("unrolled", "FRAGMENT")
