@@ -1,8 +1,13 @@
+import random
+import sys
+
 import numpy as np
 import pytest
 
 from unrolled import BpeTokenizer, ByteTokenizer, CharTokenizer, IdTokenizer, Split
 from unrolled.text_features import Feature, ranges, text_features
+
+NAMES = ("column", "quoted", "brackets", "word", "newline", "indent")
 
 
 def features(text, tokenizer=None, starts=(0,)):
@@ -70,6 +75,45 @@ def test_of_a_token_of_several_characters_the_last_one_counts():
     found = {each.name: each for each in text_features(Split(np.array([257, 256]), np.array([0])), tokenizer)}
     assert digits(found["newline"]) == "10"
     assert digits(found["word"]) == "01"
+
+
+def one_by_one(text):
+    """Column, quoted, brackets, word, newline and indent after each character, as they are defined."""
+    column, quoted, depth, indent, blank, before = 0, False, 0, 0, True, ""
+    for character in text:
+        if character == "\n":
+            if before == "\n":
+                quoted, depth = False, 0
+            column, indent, blank = 0, 0, True
+        else:
+            column += 1
+            blank = blank and character in " \t"
+            indent += {" ": 1, "\t": 8}[character] if blank else 0
+        if character in '"\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}':
+            quoted = not quoted if character == '"' else character == "\N{LEFT DOUBLE QUOTATION MARK}"
+        depth = depth + 1 if character in "([{" else max(0, depth - (character in ")]}"))
+        word = character.isalnum() or character == "_"
+        yield column, quoted, min(3, depth), word, character == "\n", indent
+        before = character
+
+
+@pytest.mark.parametrize("block", [1, 2, 7, 100, 4096])
+@pytest.mark.parametrize("lines", ["short", "long"])
+def test_wherever_a_text_is_cut_each_number_is_that_of_its_characters_one_by_one(monkeypatch, block, lines):
+    monkeypatch.setattr(sys.modules[text_features.__module__], "_BLOCK", block)
+    draw = random.Random(block)
+    marks = 'aé_ \t"([{)]}\N{LEFT DOUBLE QUOTATION MARK}\N{RIGHT DOUBLE QUOTATION MARK}'
+    signs = marks + ("\n" * 6 if lines == "short" else "")
+    text = "\n\n".join("".join(draw.choices(signs, k=250)) for _ in range(6))
+    found = features(text)
+    for name, numbers in zip(NAMES, zip(*one_by_one(text), strict=True), strict=True):
+        labels = [found[name].labels[kind] for kind in found[name].kinds.tolist()]
+        for number, label in zip(numbers, labels, strict=True):
+            if name in ("column", "indent"):
+                low, _, high = label.removesuffix(" and more").partition(" to ")
+                assert int(low) <= number <= (1000 if "more" in label else int(high or low)), name
+            else:
+                assert label == found[name].labels[number], name
 
 
 def test_ids_alone_have_no_text():

@@ -88,7 +88,7 @@ class _Text:
         other = np.maximum.accumulate(np.where((width == 0) & ~newline, at, begun[0] - 1 if self.indenting else -1))
         indenting = other < begun
         indents = np.cumsum(width * indenting)
-        indent = indents - np.where(begun >= 0, indents[begun], -self.indent)
+        indent = indents - np.where(begun >= 0, indents[np.maximum(begun, 0)], -self.indent)
         numbers = np.stack([at - begun, quoted, depth, word, newline, indent])
         self.column, self.quoted, self.depth, self.word, self.newline, self.indent = numbers[:, -1].tolist()
         self.indenting = bool(indenting[-1])
