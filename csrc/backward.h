@@ -10,8 +10,9 @@ namespace unrolled {
 namespace UNROLLED_ISA {
 
 // Some units of c for some rows of a step, from the gradient of the h that they were projected to.
+template <unsigned kHas>
 struct BackwardProjection {
-    const BackwardStep<false>& step;
+    const BackwardStep<kHas>& step;
     const float* packed;
     int64_t block;
 
@@ -30,10 +31,10 @@ struct BackwardProjection {
             const int64_t row = step.rows[first + r];
             for (int v = 0; v < kPanel && unit + v * kLanes < hidden; ++v) {
                 const int64_t at = unit + v * kLanes;
-                if (call.cell.norm == nullptr) {
-                    step.cell(row, at, sum[r][v]);
-                } else {
+                if (step.normalises()) {
                     store_some(call.unprojected + row * hidden + at, sum[r][v], hidden - at);
+                } else {
+                    step.cell(row, at, sum[r][v]);
                 }
             }
         }
@@ -75,39 +76,41 @@ UNROLLED_INLINE void for_live_rows(const UnrolledBackward& call, int64_t t, Rang
     }
 }
 
-template <bool kPlain>
+template <unsigned kHas>
 void backward_step(const BackwardTask& task, int64_t t, Range rows, Range blocks) {
     const UnrolledBackward& call = task.call;
-    const Range columns = columns_of(blocks, kPlain ? call.hidden : h_width(call));
+    const Range columns = columns_of(blocks, (kHas & kProjection) != 0 ? h_width(call) : call.hidden);
     const auto clear = [&](int64_t row) {
         clear_ended_h(call, t, row, columns);
-        if (kPlain || call.w_hr == nullptr) clear_ended(call, t, row, columns);
+        if ((kHas & kProjection) == 0 || call.w_hr == nullptr) clear_ended(call, t, row, columns);
     };
     for_live_rows(call, t, rows, clear, [&](int64_t count, const int64_t* live) {
         for (int64_t k = blocks.begin; k < blocks.end; ++k) {
             const int64_t block = t % 2 ? blocks.end - 1 - (k - blocks.begin) : k;
-            for_each_tile(count, BackwardStep<kPlain>{call, task.packed, task.zeros, t, block, live});
+            for_each_tile(count, BackwardStep<kHas>{call, task.packed, task.zeros, t, block, live});
         }
     });
 }
 
 // Back through the projection, behind all that reaches h.
-inline void projection_step(const BackwardTask& task, int64_t t, Range rows, Range blocks) {
+template <unsigned kHas>
+void projection_step(const BackwardTask& task, int64_t t, Range rows, Range blocks) {
     const UnrolledBackward& call = task.call;
     const Range units = columns_of(blocks, call.hidden);
     const auto clear = [&](int64_t row) { clear_ended(call, t, row, units); };
     for_live_rows(call, t, rows, clear, [&](int64_t count, const int64_t* live) {
-        const BackwardStep<false> step{call, task.packed, task.zeros, t, 0, live};
+        const BackwardStep<kHas> step{call, task.packed, task.zeros, t, 0, live};
         for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-            for_each_tile(count, BackwardProjection{step, task.packed_hr, block});
+            for_each_tile(count, BackwardProjection<kHas>{step, task.packed_hr, block});
         }
     });
 }
 
 // The cells of whole rows, behind the step's products.
-inline void normed_step(const BackwardTask& task, int64_t t, Range rows) {
+template <unsigned kHas>
+void normed_step(const BackwardTask& task, int64_t t, Range rows) {
     const UnrolledBackward& call = task.call;
-    const BackwardStep<false> step{call, task.packed, task.zeros, t, 0, nullptr};
+    const BackwardStep<kHas> step{call, task.packed, task.zeros, t, 0, nullptr};
     for (int64_t row = rows.begin; row < rows.end; ++row) {
         if (!ended(call, t, row)) step.normed(row);
     }
@@ -144,34 +147,31 @@ inline void pack_all(const BackwardTask& task, int64_t slot) {
 
 // The phases of a step: what reaches h and, without more, the cells; back through a projection; and with layer
 // normalisation the cells.
-inline void variant_phase(const BackwardTask& task, int64_t t, int64_t turn, Range rows, int64_t slot) {
+template <unsigned kHas>
+void phase_of_step(const BackwardTask& task, int64_t t, int64_t turn, Range rows, int64_t slot) {
     const UnrolledBackward& call = task.call;
-    const bool projects = call.w_hr != nullptr;
-    if (turn > (projects ? 1 : 0)) return normed_step(task, t, own_rows(rows, task.grid, slot));
-    const int64_t columns = turn == 0 ? h_width(call) : call.hidden;
+    const bool projects = (kHas & kProjection) != 0 && call.w_hr != nullptr;
+    if constexpr ((kHas & kNorm) != 0) {
+        if (turn > (projects ? 1 : 0)) return normed_step<kHas>(task, t, own_rows(rows, task.grid, slot));
+    }
+    const int64_t columns = projects && turn == 0 ? call.projected : call.hidden;
     const ProductShare share(rows, blocks_of(columns, kBlockColumns), task.grid, slot);
-    if (turn == 0) return backward_step<false>(task, t, share.rows, share.blocks);
-    projection_step(task, t, share.rows, share.blocks);
+    if (turn == 0) return backward_step<kHas>(task, t, share.rows, share.blocks);
+    if constexpr ((kHas & kProjection) != 0) projection_step<kHas>(task, t, share.rows, share.blocks);
 }
 
-template <bool kPlain>
+template <unsigned kHas>
 void backward(const void* given, int64_t phase, int64_t slot) {
     const BackwardTask& task = *static_cast<const BackwardTask*>(given);
     const Grid& grid = task.grid;
     if (phase-- == 0) return pack_all(task, slot);
     const Range rows = part(task.call.rows, grid.row_groups, slot / grid.unit_groups);
-    const Range mine = part(blocks_of(task.call.hidden, kBlockColumns), grid.unit_groups, slot % grid.unit_groups);
     const int64_t last = task.call.steps - 1, turns = task.turns;
     if (grid.unit_groups > 1) {
-        if (kPlain) return backward_step<kPlain>(task, last - phase, rows, mine);
-        return variant_phase(task, last - phase / turns, phase % turns, rows, slot);
+        return phase_of_step<kHas>(task, last - phase / turns, phase % turns, rows, slot);
     }
     for (int64_t t = last; t >= -1; --t) {
-        if (kPlain) {
-            backward_step<kPlain>(task, t, rows, mine);
-        } else {
-            for (int64_t turn = 0; turn < (t >= 0 ? turns : 1); ++turn) variant_phase(task, t, turn, rows, slot);
-        }
+        for (int64_t turn = 0; turn < (t >= 0 ? turns : 1); ++turn) phase_of_step<kHas>(task, t, turn, rows, slot);
     }
 }
 

@@ -18,7 +18,7 @@ UNROLLED_INLINE Vector cotangent(const UnrolledGradient& gradient, int64_t t, in
 // and that of the sums, not with the number of all steps.
 constexpr int64_t kBiasSteps = 64;
 
-template <bool kPlain>
+template <unsigned kHas>
 struct BackwardStep {
     const UnrolledBackward& call;
     const float* packed;
@@ -26,8 +26,10 @@ struct BackwardStep {
     int64_t t, block;  // t = -1: what reaches h0
     const int64_t* rows;
 
-    bool projects() const { return !kPlain && call.w_hr != nullptr; }
-    int64_t width() const { return kPlain ? call.hidden : h_width(call); }
+    bool projects() const { return (kHas & kProjection) != 0 && call.w_hr != nullptr; }
+    bool masks_h() const { return (kHas & kMaskOfH) != 0 && call.h_mask != nullptr; }
+    bool normalises() const { return (kHas & kNorm) != 0 && call.cell.norm != nullptr; }
+    int64_t width() const { return projects() ? call.projected : call.hidden; }
 
     bool starts(int64_t step, int64_t row) const {
         return call.resets != nullptr && step < call.steps && call.resets[step * call.rows + row] != 0;
@@ -45,20 +47,20 @@ struct BackwardStep {
             }
             accumulate<kRows, 1>(later, 4 * hidden, FloatPanels{packed + block * 4 * hidden * kBlockColumns, 0}, sum);
         }
-        const Options<kPlain> options{call.cell, all};
+        const Options<kHas> options{call.cell, all};
         for (int r = 0; r < kRows; ++r) {
             const int64_t row = rows[first + r];
             const bool cut = starts(t + 1, row);
             for (int v = 0; v < kPanel && unit + v * kLanes < all; ++v) {
                 const int64_t at = row * all + unit + v * kLanes, count = all - unit - v * kLanes;
                 Vector dh = cut ? zero() : sum[r][v];
-                if (!kPlain && call.h_mask != nullptr) dh = dh * load_some(call.h_mask + at, count);
+                if (masks_h()) dh = dh * load_some(call.h_mask + at, count);
                 if (options.holds_h() && t + 1 < call.steps) dh = dh + load_some(call.grad_h0 + at, count);
                 if (t >= 0 && projects()) {
                     const Masks masks = options.masks_of_h(row, t, unit + v * kLanes);
                     dh = of_new_h(options, row, unit + v * kLanes, dh, masks);
                     store_some(call.grad_projected + t * call.rows * all + at, dh, count);
-                } else if (t < 0 || (!kPlain && call.cell.norm != nullptr)) {
+                } else if (t < 0 || normalises()) {
                     store_some(call.grad_h0 + at, dh, count);
                 } else {
                     cell(row, unit + v * kLanes, dh);
@@ -71,7 +73,7 @@ struct BackwardStep {
     // what of dL/dh passes by the cell, where units are held.
     UNROLLED_INLINE void cell(int64_t row, int64_t unit, Vector carried) const {
         const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
-        const Options<kPlain> options{call.cell, hidden, projects()};
+        const Options<kHas> options{call.cell, hidden, projects()};
         const Masks masks = options.masks(row, t, unit);
         const Vector o = load_some(gates_of(row) + 3 * hidden + unit, count);
         const Vector c = options.holds_c() ? not_held(options, row, unit, masks)
@@ -89,11 +91,11 @@ struct BackwardStep {
     }
 
     const float* gates_of(int64_t row) const {
-        return call.gates + (t * call.rows + row) * (kPlain ? 4 : planes(call)) * call.hidden;
+        return call.gates + (t * call.rows + row) * (normalises() ? 8 : 4) * call.hidden;
     }
 
     // dL/dh of what the cell made, from what comes of later steps; grad_h0 is left what passes by the cell.
-    UNROLLED_INLINE Vector of_new_h(const Options<kPlain>& options, int64_t row, int64_t unit, Vector carried,
+    UNROLLED_INLINE Vector of_new_h(const Options<kHas>& options, int64_t row, int64_t unit, Vector carried,
                                     const Masks& masks) const {
         const int64_t count = options.hidden - unit;
         const Vector dh = carried + cotangent(call.grad_h, t, row, unit, count);
@@ -108,7 +110,7 @@ struct BackwardStep {
     };
 
     // dL/dc of what the cell made, from later steps and from outside, and what passes by the cell.
-    UNROLLED_INLINE FromLater of_new_c(const Options<kPlain>& options, int64_t row, int64_t unit,
+    UNROLLED_INLINE FromLater of_new_c(const Options<kHas>& options, int64_t row, int64_t unit,
                                        const Masks& masks) const {
         const int64_t count = call.hidden - unit;
         Vector dc = cotangent(call.grad_c, t, row, unit, count);
@@ -118,7 +120,7 @@ struct BackwardStep {
                 options.to_before(dc, masks.held_c, options.cell.zoneout_c)};
     }
 
-    UNROLLED_INLINE Vector output_gate(const Options<kPlain>& options, int64_t row, int64_t unit, Vector d_o,
+    UNROLLED_INLINE Vector output_gate(const Options<kHas>& options, int64_t row, int64_t unit, Vector d_o,
                                        Vector o) const {
         const int64_t at = 3 * call.hidden + unit, count = call.hidden - unit;
         if (call.grad_gates.data != nullptr) d_o = d_o + cotangent(call.grad_gates, t, row, at, count);
@@ -156,7 +158,7 @@ struct BackwardStep {
     }
 
     // c as o and h saw it.
-    UNROLLED_INLINE Vector not_held(const Options<kPlain>& options, int64_t row, int64_t unit,
+    UNROLLED_INLINE Vector not_held(const Options<kHas>& options, int64_t row, int64_t unit,
                                     const Masks& masks) const {
         const int64_t hidden = call.hidden, count = hidden - unit;
         const float* own = gates_of(row) + unit;
@@ -165,7 +167,7 @@ struct BackwardStep {
                      load_some(c_before_of(row) + unit, count), options);
     }
 
-    const float* row_not_held(const Options<kPlain>& options, int64_t row, float* to) const {
+    const float* row_not_held(const Options<kHas>& options, int64_t row, float* to) const {
         for_each_vector(call.hidden, [&](int64_t unit, int64_t count, int) {
             store_some(to + unit, not_held(options, row, unit, options.masks(row, t, unit)), count);
         });
@@ -177,7 +179,7 @@ struct BackwardStep {
     UNROLLED_INLINE Gradients gates(int64_t row, int64_t unit, Vector c, Vector dc, Vector d_o, const Masks& masks,
                                     Vector passing_c) const {
         const int64_t hidden = call.hidden, count = hidden - unit;
-        const Options<kPlain> options{call.cell, hidden};
+        const Options<kHas> options{call.cell, hidden};
         const float* own = gates_of(row) + unit;
         const Vector i = load_some(own, count), f = load_some(own + hidden, count);
         const Vector g = load_some(own + 2 * hidden, count);
@@ -207,7 +209,7 @@ struct BackwardStep {
     // and h saw it, the gradient of the normed c, and those behind the gates.
     void normed(int64_t row) const {
         const int64_t hidden = call.hidden, at = t * call.rows + row;
-        const Options<kPlain> options{call.cell, hidden, projects()};
+        const Options<kHas> options{call.cell, hidden, projects()};
         const float* into_h = (projects() ? call.unprojected : call.grad_h0) + row * hidden;
         const float *own = gates_of(row), *sums = own + 4 * hidden;
         float *pre = call.grad_pre + at * 4 * hidden, *through = pre + hidden;

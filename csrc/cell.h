@@ -2,6 +2,7 @@
 #pragma once
 
 #include "activations.h"
+#include "tasks.h"
 #include "threefry.h"
 #include "tile.h"
 #include "unrolled.h"
@@ -19,23 +20,23 @@ UNROLLED_INLINE Masks no_masks() {
     return {none, none, none};
 }
 
-// A call's options. Those of the plain cell are constants, so that its code has no trace of any.
-template <bool kPlain>
+// A call's options. Those that its kernel has no code for are constants, so that no trace of them is left.
+template <unsigned kHas>
 struct Options {
     const UnrolledCell& cell;
     int64_t hidden;
     bool projects = false;  // h is held behind the projection, and not here
 
-    bool peephole() const { return !kPlain && cell.peephole != nullptr; }
-    bool clips() const { return !kPlain && cell.clip > 0.0f; }
-    bool hard_gates() const { return !kPlain && cell.hard_gates != 0; }
-    bool relu() const { return !kPlain && cell.relu != 0; }
-    bool normalises() const { return !kPlain && cell.norm != nullptr; }
+    bool peephole() const { return (kHas & kPeephole) != 0 && cell.peephole != nullptr; }
+    bool clips() const { return (kHas & kClip) != 0 && cell.clip > 0.0f; }
+    bool hard_gates() const { return (kHas & kActivations) != 0 && cell.hard_gates != 0; }
+    bool relu() const { return (kHas & kActivations) != 0 && cell.relu != 0; }
+    bool normalises() const { return (kHas & kNorm) != 0 && cell.norm != nullptr; }
 
-    bool draws() const { return !kPlain && cell.keys != nullptr; }
-    bool holds_h() const { return !kPlain && !projects && cell.zoneout_h > 0.0f; }
-    bool holds_c() const { return !kPlain && cell.zoneout_c > 0.0f; }
-    bool drops() const { return !kPlain && cell.dropout > 0.0f; }
+    bool draws() const { return (kHas & kDraws) != 0 && cell.keys != nullptr; }
+    bool holds_h() const { return (kHas & kDraws) != 0 && !projects && cell.zoneout_h > 0.0f; }
+    bool holds_c() const { return (kHas & kDraws) != 0 && cell.zoneout_c > 0.0f; }
+    bool drops() const { return (kHas & kDraws) != 0 && cell.dropout > 0.0f; }
 
     // Without keys none: nothing reads them then.
     UNROLLED_INLINE Masks masks(int64_t row, int64_t step, int64_t unit) const {
@@ -121,14 +122,14 @@ struct Cell {
 };
 
 // c before any of it is held; `g` is what c takes in.
-template <bool kPlain>
-UNROLLED_INLINE Vector new_c(Vector i, Vector f, Vector g, Vector c_before, const Options<kPlain>& options) {
+template <unsigned kHas>
+UNROLLED_INLINE Vector new_c(Vector i, Vector f, Vector g, Vector c_before, const Options<kHas>& options) {
     const Vector c = fma(f, c_before, i * g);
     return options.clips() ? options.clipped(c) : c;
 }
 
-template <bool kPlain>
-UNROLLED_INLINE Gates next_gates(const Vector* pre, Vector c_before, const Options<kPlain>& options, int64_t unit,
+template <unsigned kHas>
+UNROLLED_INLINE Gates next_gates(const Vector* pre, Vector c_before, const Options<kHas>& options, int64_t unit,
                                  const Masks& masks) {
     Vector pre_i = pre[0], pre_f = pre[1], pre_o = pre[3];
     if (options.peephole()) {
@@ -142,9 +143,9 @@ UNROLLED_INLINE Gates next_gates(const Vector* pre, Vector c_before, const Optio
 }
 
 // `h_before` is where h of the step before lies: it is read where h can be held.
-template <bool kPlain>
+template <unsigned kHas>
 UNROLLED_INLINE Cell next_cell(const Vector* pre, Vector c_before, const float* h_before,
-                               const Options<kPlain>& options, int64_t unit, const Masks& masks) {
+                               const Options<kHas>& options, int64_t unit, const Masks& masks) {
     const Gates next = next_gates(pre, c_before, options, unit, masks);
     Vector c = next.c, h = next.o * options.squashed(next.c);
     if (options.holds_h()) {
@@ -157,7 +158,7 @@ UNROLLED_INLINE Cell next_cell(const Vector* pre, Vector c_before, const float* 
 // The same out of line, for kernels whose time goes into reading weights: their code stays small.
 // A step draws no masks.
 inline UNROLLED_NOINLINE Cell next_variant(const Vector* pre, Vector c_before, const float* h_before,
-                                           const Options<false>& options, int64_t unit) {
+                                           const Options<kEverything>& options, int64_t unit) {
     return next_cell(pre, c_before, h_before, options, unit, no_masks());
 }
 

@@ -121,14 +121,18 @@ int64_t weights_of(const Call& call) {
     return 4 * call.hidden * h_width(call) + (call.w_hr != nullptr ? call.hidden * call.projected : 0);
 }
 
-bool is_plain(const UnrolledCell& cell) {
-    return cell.peephole == nullptr && cell.clip == 0.0f && cell.hard_gates == 0 && cell.relu == 0 &&
-           cell.norm == nullptr && cell.keys == nullptr && cell.zoneout_h == 0.0f && cell.zoneout_c == 0.0f;
-}
-
+// Which kernel has code for all of a call's options.
 template <typename Call>
-bool is_plain(const Call& call) {
-    return is_plain(call.cell) && call.h_mask == nullptr && call.w_hr == nullptr;
+int kernel_for(const Call& call) {
+    const UnrolledCell& cell = call.cell;
+    const bool draws = cell.keys != nullptr || cell.zoneout_h > 0.0f || cell.zoneout_c > 0.0f;
+    const unsigned asked = (cell.peephole ? kPeephole : 0u) | (cell.clip > 0.0f ? kClip : 0u) |
+                           (cell.hard_gates || cell.relu ? kActivations : 0u) | (draws ? kDraws : 0u) |
+                           (cell.norm ? kNorm : 0u) | (call.h_mask ? kMaskOfH : 0u) |
+                           (call.w_hr ? kProjection : 0u);
+    int k = 0;
+    while (asked & ~kKernelsFor[k]) ++k;
+    return k;
 }
 
 // Of every row's sums, those of all steps.
@@ -192,7 +196,7 @@ const char* unrolled_forward(const UnrolledRun* run, const UnrolledForward* call
     std::memset(zeros, 0, (width > hidden ? width : hidden) * sizeof *zeros);
     const ForwardTask task{*call, grid, packed, packed_hr, zeros, turns_of(*call)};
     const int64_t walk = grid.unit_groups > 1 ? call->steps * task.turns : 1;
-    const Share share = is_plain(*call) ? kernel.forward : kernel.variant_forward;
+    const Share share = kernel.forward[kernel_for(*call)];
     run_phases(share, &task, walk + (call->packed ? 0 : 1), grid.slots());
     return nullptr;
 }
@@ -235,7 +239,7 @@ const char* unrolled_backward(const UnrolledRun* run, const UnrolledBackward* ca
     if (planes > 0) std::memset(call->grad_cell, 0, call->rows * planes * hidden * sizeof *call->grad_cell);
     if (call->grad_bias) std::memset(call->bias_sums, 0, call->rows * 8 * hidden * sizeof *call->bias_sums);
     const int64_t walk = grid.unit_groups > 1 ? call->steps * task.turns + 1 : 1;
-    const Share share = is_plain(*call) ? kernel.backward : kernel.variant_backward;
+    const Share share = kernel.backward[kernel_for(*call)];
     run_phases(share, &task, walk + 1, grid.slots());
     if (call->grad_bias) sum_biases(*call);
     return nullptr;

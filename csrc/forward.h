@@ -36,7 +36,7 @@ inline float* sums_at(const UnrolledForward& call, int64_t at) {
     return call.gates + (at * 8 + 4) * call.hidden;
 }
 
-template <bool kPlain>
+template <unsigned kHas>
 struct ForwardStep {
     const UnrolledForward& call;
     const float* packed;
@@ -44,8 +44,9 @@ struct ForwardStep {
     int64_t t, block, blocks_left;
     const int64_t* rows;
 
-    bool projects() const { return !kPlain && call.w_hr != nullptr; }
-    int64_t width() const { return kPlain ? call.hidden : h_width(call); }
+    bool projects() const { return (kHas & kProjection) != 0 && call.w_hr != nullptr; }
+    bool masks_h() const { return (kHas & kMaskOfH) != 0 && call.h_mask != nullptr; }
+    int64_t width() const { return projects() ? call.projected : call.hidden; }
 
     const float* before(const float* sequence, const float* initial, int64_t row, bool kept, int64_t width) const {
         if (call.resets != nullptr && call.resets[t * call.rows + row]) return zeros;
@@ -58,7 +59,7 @@ struct ForwardStep {
     // h of the step before, as W_h takes it in.
     const float* taken_in(int64_t row) const {
         const float* h = h_before(row);
-        if (kPlain || call.h_mask == nullptr || h == zeros) return h;
+        if (!masks_h() || h == zeros) return h;
         return call.h_in + (t % 2 * call.rows + row) * width();
     }
 
@@ -109,7 +110,7 @@ struct ForwardStep {
 
     UNROLLED_INLINE void finish(int64_t row, int64_t unit, const Vector* sum) const {
         const int64_t hidden = call.hidden, count = hidden - unit, at = t * call.rows + row;
-        const Options<kPlain> options{call.cell, hidden, projects()};
+        const Options<kHas> options{call.cell, hidden, projects()};
         if (options.normalises()) {
             float* sums = sums_at(call, at) + unit;
             for (int gate = 0; gate < 4; ++gate) store_some(sums + gate * hidden, sum[gate], count);
@@ -127,16 +128,16 @@ struct ForwardStep {
         }
         store_some(call.c + (call.keep_c ? at : row) * hidden + unit, cell.c, count);
         store_some(h_at(row) + unit, cell.h, count);
-        if (!kPlain && call.h_mask != nullptr && !projects()) leave(row, unit, cell.h, count);
+        if (masks_h() && !projects()) leave(row, unit, cell.h, count);
     }
 
     void normed(int64_t row) const {
         const int64_t hidden = call.hidden, at = t * call.rows + row;
         float* h = h_at(row);
-        normed_cell({call.cell, hidden, projects()}, {sums_at(call, at), hidden, 1},
+        normed_cell<kHas>({call.cell, hidden, projects()}, {sums_at(call, at), hidden, 1},
                     {row, t, c_before(row), h_before(row), call.c + (call.keep_c ? at : row) * hidden, h,
                      call.gates != nullptr ? call.gates + at * 8 * hidden : nullptr});
-        if (call.h_mask == nullptr || projects()) return;
+        if (!masks_h() || projects()) return;
         for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
             leave(row, unit, load_some(h + unit, count), count);
         });
@@ -144,8 +145,9 @@ struct ForwardStep {
 };
 
 // Some columns of h for some rows of a step, from what their cells have left.
+template <unsigned kHas>
 struct ProjectionStep {
-    const ForwardStep<false>& step;
+    const ForwardStep<kHas>& step;
     const float* packed;
     int64_t block;
 
@@ -168,13 +170,13 @@ struct ProjectionStep {
     UNROLLED_INLINE void finish(int64_t row, int64_t unit, Vector h) const {
         const UnrolledForward& call = step.call;
         const int64_t width = call.projected, count = width - unit;
-        const Options<false> options{call.cell, width};
+        const Options<kHas> options{call.cell, width};
         if (options.holds_h()) {
             const Mask where = options.masks_of_h(row, step.t, unit).held_h;
             h = options.held(h, load_some(step.h_before(row) + unit, count), where, call.cell.zoneout_h);
         }
         store_some(call.h + (step.t * call.rows + row) * width + unit, h, count);
-        if (call.h_mask != nullptr) step.leave(row, unit, h, count);
+        if (step.masks_h()) step.leave(row, unit, h, count);
     }
 };
 
@@ -189,16 +191,18 @@ inline void clear_ended(const UnrolledForward& call, int64_t t, int64_t row, int
 }
 
 // The cells of whole rows, behind the step's sums.
-inline void normed_step(const ForwardTask& task, int64_t t, Range rows) {
+template <unsigned kHas>
+void normed_step(const ForwardTask& task, int64_t t, Range rows) {
     const UnrolledForward& call = task.call;
-    const ForwardStep<false> step{call, task.packed, task.zeros, t, 0, 0, nullptr};
+    const ForwardStep<kHas> step{call, task.packed, task.zeros, t, 0, 0, nullptr};
     for (int64_t row = rows.begin; row < rows.end; ++row) {
         if (!ended(call, t, row)) step.normed(row);
     }
 }
 
 // Behind all cells of these rows.
-inline void projection_step(const ForwardTask& task, int64_t t, Range rows, Range blocks) {
+template <unsigned kHas>
+void projection_step(const ForwardTask& task, int64_t t, Range rows, Range blocks) {
     const UnrolledForward& call = task.call;
     const Range columns = columns_of(blocks, call.projected);
     for (int64_t chunk = rows.begin; chunk < rows.end; chunk += kRowChunk) {
@@ -212,9 +216,9 @@ inline void projection_step(const ForwardTask& task, int64_t t, Range rows, Rang
                 live[count++] = row;
             }
         }
-        const ForwardStep<false> step{call, task.packed, task.zeros, t, 0, 0, live};
+        const ForwardStep<kHas> step{call, task.packed, task.zeros, t, 0, 0, live};
         for (int64_t block = blocks.begin; block < blocks.end; ++block) {
-            for_each_tile(count, ProjectionStep{step, task.packed_hr, block});
+            for_each_tile(count, ProjectionStep<kHas>{step, task.packed_hr, block});
         }
     }
 }
@@ -225,7 +229,7 @@ inline Range own_rows(Range rows, const Grid& grid, int64_t slot) {
     return {rows.begin + share.begin, rows.begin + share.end};
 }
 
-template <bool kPlain>
+template <unsigned kHas>
 void forward_step(const ForwardTask& task, int64_t t, Range rows, Range blocks) {
     const UnrolledForward& call = task.call;
     const int64_t units = call.hidden < blocks.end * kLanes ? call.hidden : blocks.end * kLanes;
@@ -245,7 +249,7 @@ void forward_step(const ForwardTask& task, int64_t t, Range rows, Range blocks) 
         for (int64_t k = 0; k < groups; ++k) {
             const int64_t block = blocks.begin + width * (t % 2 ? groups - 1 - k : k);
             const int64_t left = paired ? blocks.end - block : 1;
-            const ForwardStep<kPlain> step{call, task.packed, task.zeros, t, block, left, live};
+            const ForwardStep<kHas> step{call, task.packed, task.zeros, t, block, left, live};
             for_each_tile(count, step);
         }
     }
@@ -276,15 +280,20 @@ inline void pack_forward(const ForwardTask& task, int64_t block) {
 }
 
 // The phases of a step: sums and, without layer normalisation, cells; then with it the cells; then a projection.
-inline void variant_phase(const ForwardTask& task, int64_t t, int64_t turn, Range rows, Range blocks, int64_t slot) {
+template <unsigned kHas>
+void phase_of_step(const ForwardTask& task, int64_t t, int64_t turn, Range rows, Range blocks, int64_t slot) {
     const UnrolledForward& call = task.call;
-    if (turn == 0) return forward_step<false>(task, t, rows, blocks);
-    if (turn == 1 && call.cell.norm != nullptr) return normed_step(task, t, own_rows(rows, task.grid, slot));
-    const ProductShare share(rows, blocks_of(call.projected, kBlockColumns), task.grid, slot);
-    projection_step(task, t, share.rows, share.blocks);
+    if (turn == 0) return forward_step<kHas>(task, t, rows, blocks);
+    if constexpr ((kHas & kNorm) != 0) {
+        if (turn == 1 && call.cell.norm != nullptr) return normed_step<kHas>(task, t, own_rows(rows, task.grid, slot));
+    }
+    if constexpr ((kHas & kProjection) != 0) {
+        const ProductShare share(rows, blocks_of(call.projected, kBlockColumns), task.grid, slot);
+        projection_step<kHas>(task, t, share.rows, share.blocks);
+    }
 }
 
-template <bool kPlain>
+template <unsigned kHas>
 void forward(const void* given, int64_t phase, int64_t slot) {
     const ForwardTask& task = *static_cast<const ForwardTask*>(given);
     const UnrolledForward& call = task.call;
@@ -295,7 +304,7 @@ void forward(const void* given, int64_t phase, int64_t slot) {
         const int64_t groups = grid.row_groups;
         const Range share = part(mine.end - mine.begin, groups, slot / grid.unit_groups);
         for (int64_t block = share.begin; block < share.end; ++block) pack_forward(task, mine.begin + block);
-        if (kPlain || call.w_hr == nullptr) return;
+        if ((kHas & kProjection) == 0 || call.w_hr == nullptr) return;
         const int64_t width = call.projected;
         const ProductTask product = packing(call.w_hr, call.hidden, width, width, 1, task.packed_hr);
         const Range columns = part(blocks_of(width, kBlockColumns), grid.slots(), slot);
@@ -304,15 +313,10 @@ void forward(const void* given, int64_t phase, int64_t slot) {
     }
     const Range rows = part(call.rows, grid.row_groups, slot / grid.unit_groups);
     if (grid.unit_groups > 1) {
-        if (kPlain) return forward_step<kPlain>(task, phase, rows, mine);
-        return variant_phase(task, phase / task.turns, phase % task.turns, rows, mine, slot);
+        return phase_of_step<kHas>(task, phase / task.turns, phase % task.turns, rows, mine, slot);
     }
     for (int64_t t = 0; t < call.steps; ++t) {
-        if (kPlain) {
-            forward_step<kPlain>(task, t, rows, mine);
-        } else {
-            for (int64_t turn = 0; turn < task.turns; ++turn) variant_phase(task, t, turn, rows, mine, slot);
-        }
+        for (int64_t turn = 0; turn < task.turns; ++turn) phase_of_step<kHas>(task, t, turn, rows, mine, slot);
     }
 }
 

@@ -9,11 +9,18 @@
 
 namespace unrolled {
 
+// Two for all sets of options: without vector instructions, code that fits the cache gains little.
 const Kernels kBaseline{UNROLLED_ISA::kLanes,
-                        UNROLLED_ISA::forward<true>,
-                        UNROLLED_ISA::backward<true>,
-                        UNROLLED_ISA::forward<false>,
-                        UNROLLED_ISA::backward<false>,
+                        {UNROLLED_ISA::forward<0>,
+                         UNROLLED_ISA::forward<kEverything>,
+                         UNROLLED_ISA::forward<kEverything>,
+                         UNROLLED_ISA::forward<kEverything>,
+                         UNROLLED_ISA::forward<kEverything>},
+                        {UNROLLED_ISA::backward<0>,
+                         UNROLLED_ISA::backward<kEverything>,
+                         UNROLLED_ISA::backward<kEverything>,
+                         UNROLLED_ISA::backward<kEverything>,
+                         UNROLLED_ISA::backward<kEverything>},
                         UNROLLED_ISA::product,
                         UNROLLED_ISA::weight_gradient,
                         UNROLLED_ISA::random_words_all,

@@ -115,7 +115,8 @@ struct RowOfStep {
 };
 
 // From a row's sums on.
-inline UNROLLED_NOINLINE void normed_cell(const Options<false>& options, RowOfSums sums, const RowOfStep& at) {
+template <unsigned kHas>
+UNROLLED_NOINLINE void normed_cell(const Options<kHas>& options, RowOfSums sums, const RowOfStep& at) {
     const int64_t hidden = options.hidden;
     const auto of_gates = moments<4>(hidden, sums);
     // h waits for all of c, as nothing has held it yet: meanwhile that is in its place, and o where its sum was.

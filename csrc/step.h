@@ -188,7 +188,7 @@ struct FloatFormat {
 UNROLLED_INLINE Cell step_cell(const UnrolledStep& call, int64_t layer, const Vector* sum, Vector c_before,
                                const float* h_before, int64_t unit) {
     if (call.cells == nullptr) {
-        return next_cell(sum, c_before, h_before, Options<true>{kPlainCell, call.hidden}, unit, no_masks());
+        return next_cell(sum, c_before, h_before, Options<0>{kPlainCell, call.hidden}, unit, no_masks());
     }
     return next_variant(sum, c_before, h_before, {call.cells[layer], call.hidden}, unit);
 }
@@ -204,7 +204,7 @@ UNROLLED_INLINE void store_waiting(float* row, int64_t block, const Vector* sum)
 }
 inline void waiting_cell(const UnrolledStep& call, int64_t layer, float* sums, float* c, const float* h_before,
                          float* h) {
-    normed_cell({call.cells[layer], call.hidden}, {sums, kLanes, kPanel}, {0, 0, c, h_before, c, h, nullptr});
+    normed_cell<kEverything>({call.cells[layer], call.hidden}, {sums, kLanes, kPanel}, {0, 0, c, h_before, c, h, nullptr});
 }
 
 // A layer: sums start from the bias, or from the table's row, and end in the cell.

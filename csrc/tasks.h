@@ -80,9 +80,18 @@ struct WeightGradientTask {
     float* packed;  // [slots][rows at a time][4 lanes]
 };
 
+// A cell's options, for which a kernel has code or has none. kDraws: zoneout and recurrent dropout, with keys or without.
+constexpr unsigned kPeephole = 1, kClip = 2, kActivations = 4, kDraws = 8, kMaskOfH = 16, kNorm = 32, kProjection = 64;
+constexpr unsigned kEverything = 127;
+
+// The kernels of a sequence: a call runs by the first that has code for all of its options. The one with code for
+// everything does not fit into an instruction cache.
+constexpr int kSequenceKernels = 5;
+constexpr unsigned kKernelsFor[kSequenceKernels] = {0, kPeephole | kClip, kDraws | kMaskOfH, kNorm, kEverything};
+
 struct Kernels {
     int64_t lanes;
-    Share forward, backward, variant_forward, variant_backward, product, weight_gradient, random_words, multiplier;
+    Share forward[kSequenceKernels], backward[kSequenceKernels], product, weight_gradient, random_words, multiplier;
     void (*sigmoid)(const float* x, float* y, int64_t count);
     void (*tanh)(const float* x, float* y, int64_t count);
 };

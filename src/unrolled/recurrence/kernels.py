@@ -258,7 +258,7 @@ def _projected(w_hr: Tensor | None) -> int:
 
 def cell_struct(cell: Cell, rows: int, hidden: int, width: int) -> CellStruct:
     """A cell as the kernels take it; its tensors are contiguous. `width`: of h."""
-    if cell == PLAIN:
+    if cell.is_plain:
         return _PLAIN
     if cell.keys is not None and (cell.keys.shape != (rows,) or cell.keys.dtype != torch.int64):
         raise ValueError(f"keys are {list(cell.keys.shape)} {cell.keys.dtype}, expected int64 [{rows}]")

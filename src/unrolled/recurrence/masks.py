@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from . import kernels, native, threefry
+from .calls import is_plain
 
 # Of the steps of a row, counted modulo 2^32, those that no sequence reaches.
 _OF_H, _OF_X = -1, -2
@@ -29,7 +30,8 @@ def drawn_seed(device: torch.device) -> Tensor:
 
 def row_keys(seed: Tensor, rows: int, first: int = 0) -> Tensor:
     """`threefry.row_keys` of so many rows as one operator."""
-    keys: Tensor = torch.ops.unrolled.row_keys(seed, first, rows)
+    run = _row_keys if is_plain(seed) else torch.ops.unrolled.row_keys
+    keys: Tensor = run(seed, first, rows)
     return keys
 
 
@@ -42,7 +44,8 @@ def random_words(keys: Tensor, first: int, steps: int, units: int) -> Tensor:
 def sequence_mask(keys: Tensor, of: str, width: int, probability: float, dtype: torch.dtype) -> Tensor:
     """What "x" or "h" is multiplied by in every step of a row, [rows, width]: 0, or 1 / (1 - probability)."""
     step = _OF_X if of == "x" else _OF_H
-    mask: Tensor = torch.ops.unrolled.multiplier(keys, step, 1, width, probability, dtype)
+    run = _multiplier if is_plain(keys) else torch.ops.unrolled.multiplier
+    mask: Tensor = run(keys, step, 1, width, probability, dtype)
     return mask[0]
 
 
