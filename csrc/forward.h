@@ -131,16 +131,24 @@ struct ForwardStep {
         if (masks_h() && !projects()) leave(row, unit, cell.h, count);
     }
 
-    void normed(int64_t row) const {
-        const int64_t hidden = call.hidden, at = t * call.rows + row;
-        float* h = h_at(row);
-        normed_cell<kHas>({call.cell, hidden, projects()}, {sums_at(call, at), hidden, 1},
-                    {row, t, c_before(row), h_before(row), call.c + (call.keep_c ? at : row) * hidden, h,
-                     call.gates != nullptr ? call.gates + at * 8 * hidden : nullptr});
+    // The cells of some rows, `kNormRows` at most.
+    void normed(const int64_t* of, int count) const {
+        const int64_t hidden = call.hidden;
+        RowOfSums sums[kNormRows];
+        RowOfStep steps[kNormRows];
+        for (int r = 0; r < count; ++r) {
+            const int64_t row = of[r], at = t * call.rows + row;
+            sums[r] = {sums_at(call, at), hidden, 1};
+            steps[r] = {row, t, c_before(row), h_before(row), call.c + (call.keep_c ? at : row) * hidden, h_at(row),
+                        call.gates != nullptr ? call.gates + at * 8 * hidden : nullptr};
+        }
+        normed_cells<kHas>({call.cell, hidden, projects()}, count, sums, steps);
         if (!masks_h() || projects()) return;
-        for_each_vector(hidden, [&](int64_t unit, int64_t count, int) {
-            leave(row, unit, load_some(h + unit, count), count);
-        });
+        for (int r = 0; r < count; ++r) {
+            for_each_vector(hidden, [&](int64_t unit, int64_t left, int) {
+                leave(of[r], unit, load_some(steps[r].h + unit, left), left);
+            });
+        }
     }
 };
 
@@ -190,14 +198,26 @@ inline void clear_ended(const UnrolledForward& call, int64_t t, int64_t row, int
     for (int64_t k = 0; k < all; ++k) std::memset(call.gates + (at * all + k) * hidden + begin, 0, bytes);
 }
 
+// Calls run(rows, count) for the rows that have not ended, `kNormRows` at most at a time.
+template <typename Call, typename Run>
+UNROLLED_INLINE void for_some_rows(const Call& call, int64_t t, Range rows, const Run& run) {
+    int64_t live[kNormRows];
+    int count = 0;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        if (!ended(call, t, row)) live[count++] = row;
+        if (count == kNormRows || row + 1 == rows.end) {
+            run(live, count);
+            count = 0;
+        }
+    }
+}
+
 // The cells of whole rows, behind the step's sums.
 template <unsigned kHas>
 void normed_step(const ForwardTask& task, int64_t t, Range rows) {
     const UnrolledForward& call = task.call;
     const ForwardStep<kHas> step{call, task.packed, task.zeros, t, 0, 0, nullptr};
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-        if (!ended(call, t, row)) step.normed(row);
-    }
+    for_some_rows(call, t, rows, [&](const int64_t* live, int count) { step.normed(live, count); });
 }
 
 // Behind all cells of these rows.

@@ -114,46 +114,61 @@ struct RowOfStep {
     float *c, *h, *gates;
 };
 
-// From a row's sums on.
+// Rows that go through a step together: what one waits for, a sum across its lanes or a root, the others fill.
+constexpr int kNormRows = 8;
+
+// Some rows, `kNormRows` at most, from their sums on.
 template <unsigned kHas>
-UNROLLED_NOINLINE void normed_cell(const Options<kHas>& options, RowOfSums sums, const RowOfStep& at) {
+UNROLLED_NOINLINE void normed_cells(const Options<kHas>& options, int count, const RowOfSums* sums,
+                                    const RowOfStep* rows) {
     const int64_t hidden = options.hidden;
-    const auto of_gates = moments<4>(hidden, sums);
     // h waits for all of c, as nothing has held it yet: meanwhile that is in its place, and o where its sum was.
-    const auto o_at = [&](int64_t unit) UNROLLED_INLINE_LAMBDA {
-        return at.gates != nullptr ? at.gates + 3 * hidden + unit : sums(3, unit);
+    const auto o_at = [&](int r, int64_t unit) UNROLLED_INLINE_LAMBDA {
+        return rows[r].gates != nullptr ? rows[r].gates + 3 * hidden + unit : sums[r](3, unit);
     };
-    for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
-        Vector pre[4];
+    Moments<4> of_gates[kNormRows];
+    for (int r = 0; r < count; ++r) of_gates[r] = moments<4>(hidden, sums[r]);
+    for (int r = 0; r < count; ++r) {
+        const RowOfStep& at = rows[r];
+        for_each_vector(hidden, [&](int64_t unit, int64_t left, int) UNROLLED_INLINE_LAMBDA {
+            Vector pre[4];
 #pragma GCC unroll 4
-        for (int gate = 0; gate < 4; ++gate) {
-            const Vector standard = of_gates.standard(gate, load_some(sums(gate, unit), count));
-            pre[gate] = options.normed(gate, unit, standard);
-        }
-        const Masks masks = options.masks(at.row, at.step, unit);
-        const Vector c_before = load_some(at.c_before + unit, count);
-        const Gates next = next_gates(pre, c_before, options, unit, masks);
-        if (at.gates != nullptr) {
-            store_some(at.gates + unit, next.i, count);
-            store_some(at.gates + hidden + unit, next.f, count);
-            store_some(at.gates + 2 * hidden + unit, next.g, count);
-        }
-        store_some(o_at(unit), next.o, count);
-        store_some(at.h + unit, next.c, count);
-        const Vector c = options.holds_c() ? options.held(next.c, c_before, masks.held_c, options.cell.zoneout_c)
-                                           : next.c;
-        store_some(at.c + unit, c, count);
-    });
-    const auto of_c = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return at.h + unit; });
-    for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
-        const Vector seen = options.normed(4, unit, of_c.standard(0, load_some(at.h + unit, count)));
-        Vector h = load_some(o_at(unit), count) * options.squashed(seen);
-        if (options.holds_h()) {
-            const Mask where = options.masks_of_h(at.row, at.step, unit).held_h;
-            h = options.held(h, load_some(at.h_before + unit, count), where, options.cell.zoneout_h);
-        }
-        store_some(at.h + unit, h, count);
-    });
+            for (int gate = 0; gate < 4; ++gate) {
+                const Vector standard = of_gates[r].standard(gate, load_some(sums[r](gate, unit), left));
+                pre[gate] = options.normed(gate, unit, standard);
+            }
+            const Masks masks = options.masks(at.row, at.step, unit);
+            const Vector c_before = load_some(at.c_before + unit, left);
+            const Gates next = next_gates(pre, c_before, options, unit, masks);
+            if (at.gates != nullptr) {
+                store_some(at.gates + unit, next.i, left);
+                store_some(at.gates + hidden + unit, next.f, left);
+                store_some(at.gates + 2 * hidden + unit, next.g, left);
+            }
+            store_some(o_at(r, unit), next.o, left);
+            store_some(at.h + unit, next.c, left);
+            const Vector c = options.holds_c()
+                                 ? options.held(next.c, c_before, masks.held_c, options.cell.zoneout_c)
+                                 : next.c;
+            store_some(at.c + unit, c, left);
+        });
+    }
+    Moments<1> of_c[kNormRows];
+    for (int r = 0; r < count; ++r) {
+        of_c[r] = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return rows[r].h + unit; });
+    }
+    for (int r = 0; r < count; ++r) {
+        const RowOfStep& at = rows[r];
+        for_each_vector(hidden, [&](int64_t unit, int64_t left, int) UNROLLED_INLINE_LAMBDA {
+            const Vector seen = options.normed(4, unit, of_c[r].standard(0, load_some(at.h + unit, left)));
+            Vector h = load_some(o_at(r, unit), left) * options.squashed(seen);
+            if (options.holds_h()) {
+                const Mask where = options.masks_of_h(at.row, at.step, unit).held_h;
+                h = options.held(h, load_some(at.h_before + unit, left), where, options.cell.zoneout_h);
+            }
+            store_some(at.h + unit, h, left);
+        });
+    }
 }
 
 // Back from the gradient of standardized numbers to that of the numbers: what it has along the mean and along the
@@ -162,7 +177,8 @@ template <int kCount>
 struct Along {
     float mean[kCount], standard[kCount];
 
-    Along(const RowSums<2 * kCount>& sums, float size) {
+    Along() = default;
+    UNROLLED_INLINE Along(const RowSums<2 * kCount>& sums, float size) {
         float totals[2 * kCount];
         sums.totals(totals);
         for (int k = 0; k < kCount; ++k) {

@@ -204,7 +204,9 @@ UNROLLED_INLINE void store_waiting(float* row, int64_t block, const Vector* sum)
 }
 inline void waiting_cell(const UnrolledStep& call, int64_t layer, float* sums, float* c, const float* h_before,
                          float* h) {
-    normed_cell<kEverything>({call.cells[layer], call.hidden}, {sums, kLanes, kPanel}, {0, 0, c, h_before, c, h, nullptr});
+    const RowOfSums row{sums, kLanes, kPanel};
+    const RowOfStep at{0, 0, c, h_before, c, h, nullptr};
+    normed_cells<kEverything>({call.cells[layer], call.hidden}, 1, &row, &at);
 }
 
 // A layer: sums start from the bias, or from the table's row, and end in the cell.

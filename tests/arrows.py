@@ -9,7 +9,7 @@ ARROWS: dict[str, set[str]] = {
     "recurrence.threefry": set(),
     "recurrence.structs": set(),
     "recurrence.cell": {"recurrence.threefry"},
-    "recurrence.masks": {"recurrence.threefry", "recurrence.kernels", "recurrence.native"},
+    "recurrence.masks": {"recurrence.threefry", "recurrence.kernels", "recurrence.native", "recurrence.calls"},
     "recurrence.reference": {"recurrence.cell"},
     "recurrence.native": set(),
     "recurrence.choose": {"recurrence.native"},

@@ -369,10 +369,11 @@ class LSTMLayer(nn.Module):
 
     def _norm(self) -> Tensor:
         """The gains and the shifts of i, f, g, o and c, [2, 5, H]."""
-        gains = torch.stack([*(self._of_gate("gain_", gate) for gate in GATES), self.gain_c])
-        if not self.options.bias:
-            return torch.stack([gains, torch.zeros_like(gains)])
-        return torch.stack([gains, torch.stack([*(self._of_gate("b_", gate) for gate in GATES), self.b_c])])
+        gains = [*(self._of_gate("gain_", gate) for gate in GATES), self.gain_c]
+        shifts = [torch.zeros_like(gain) for gain in gains]
+        if self.options.bias:
+            shifts = [*(self._of_gate("b_", gate) for gate in GATES), self.b_c]
+        return torch.stack(gains + shifts).view(2, len(gains), self.hidden_dim)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's but a cell's own, in the order of registration."""
