@@ -25,6 +25,7 @@ BENCHMARKS = (
     "import_time",
     "text_memory",
     "inspection",
+    "live_page",
     *TRANSFORMS,
 )
 

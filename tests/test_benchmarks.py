@@ -357,9 +357,9 @@ class TestPage:
         text = PAGE.read_text(encoding="utf-8")
         tables = ("recurrence, training", "recurrence, inference", "trainer", "generation")
         cells, others = ("variants", "own_cell"), ("import_time", "text_memory", "packed", "compiled", "per_sample")
-        for name in (*tables, *cells, *others, "inspection"):
+        for name in (*tables, *cells, *others, "inspection", "live_page"):
             bench.page.with_section(text, name, [])
-        assert text.count("<!-- made by: ") == 13
+        assert text.count("<!-- made by: ") == 14
 
 
 class TestRun:
