@@ -125,7 +125,7 @@ int64_t weights_of(const Call& call) {
 template <typename Call>
 int kernel_for(const Call& call) {
     const UnrolledCell& cell = call.cell;
-    const bool draws = cell.keys != nullptr || cell.zoneout_h > 0.0f || cell.zoneout_c > 0.0f;
+    const bool draws = cell.zoneout_h > 0.0f || cell.zoneout_c > 0.0f || cell.dropout > 0.0f;
     const unsigned asked = (cell.peephole ? kPeephole : 0u) | (cell.clip > 0.0f ? kClip : 0u) |
                            (cell.hard_gates || cell.relu ? kActivations : 0u) | (draws ? kDraws : 0u) |
                            (cell.norm ? kNorm : 0u) | (call.h_mask ? kMaskOfH : 0u) |
