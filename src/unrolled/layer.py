@@ -370,10 +370,9 @@ class LSTMLayer(nn.Module):
     def _norm(self) -> Tensor:
         """The gains and the shifts of i, f, g, o and c, [2, 5, H]."""
         gains = [*(self._of_gate("gain_", gate) for gate in GATES), self.gain_c]
-        shifts = [torch.zeros_like(gain) for gain in gains]
-        if self.options.bias:
-            shifts = [*(self._of_gate("b_", gate) for gate in GATES), self.b_c]
-        return torch.stack(gains + shifts).view(2, len(gains), self.hidden_dim)
+        own = [*(self._of_gate("b_", gate) for gate in GATES), self.b_c] if self.options.bias else None
+        shifts = own or [torch.zeros_like(gain) for gain in gains]
+        return torch.stack(gains + shifts).view(2, 5, -1)
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
         """Every parameter's but a cell's own, in the order of registration."""
