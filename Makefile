@@ -88,7 +88,7 @@ sanitize:
 	  MAKEFLAGS=--no-print-directory cmake --build $$folder --target driver --parallel $$(getconf _NPROCESSORS_ONLN) \
 	    >/dev/null || exit 1; \
 	done
-	@build/sanitize-memory/driver recurrence products steps elements refusals step-refusals
+	@build/sanitize-memory/driver recurrence products randoms steps elements refusals step-refusals
 	@build/sanitize-threads/driver threads
 
 clean:
