@@ -51,7 +51,7 @@ def alternate(runs: Mapping[str, Run], *, seconds: float, rounds: int = FEWEST_R
     """Time all of `runs`, in turns, in about `seconds` but at least `rounds` rounds.
 
     Each round has an order of its own, drawn with a fixed seed. Going back and forth, whoever is first, as the one that
-    the others are compared with, followed itself in every other round: 2% for it at 24 ms, one call a turn.
+    the others are compared with, would follow itself in every other round, and find in the cache what it left there.
     """
     repeats = {name: _repeats(run) for name, run in runs.items()}
     turns: dict[str, list[float]] = {name: [] for name in runs}
