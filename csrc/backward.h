@@ -111,7 +111,9 @@ template <unsigned kHas>
 void normed_step(const BackwardTask& task, int64_t t, Range rows) {
     const UnrolledBackward& call = task.call;
     const BackwardStep<kHas> step{call, task.packed, task.zeros, t, 0, nullptr};
-    for_some_rows(call, t, rows, [&](const int64_t* live, int count) { step.normed(live, count); });
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        if (!ended(call, t, row)) step.normed(row);
+    }
 }
 
 // Row (gate, j) of the block's panel: W_h[n, gate, j] for the block's n, 0 behind the last.

@@ -204,60 +204,21 @@ struct BackwardStep {
         return {{di, df, dg * options.squashed_slope(g), d_o}, c_before};
     }
 
-    // The cells of some whole rows, `kNormRows` at most, behind the product, which has left in grad_h0 what reaches h from
-    // later steps, or behind a projection, which has left it in `unprojected`. Where the gradients of the sums will be,
-    // there are meanwhile c as o and h saw it, the gradient of the normed c, and those behind the gates.
-    void normed(const int64_t* of, int count) const {
-        const int64_t hidden = call.hidden;
+    // The cells of a whole row, behind the product, which has left in grad_h0 what reaches h from later steps, or behind a
+    // projection, which has left it in `unprojected`. Where the gradients of the sums will be, there are meanwhile c as o
+    // and h saw it, the gradient of the normed c, and those behind the gates.
+    void normed(int64_t row) const {
+        const int64_t hidden = call.hidden, at = t * call.rows + row;
         const Options<kHas> options{call.cell, hidden, projects()};
+        const float* into_h = (projects() ? call.unprojected : call.grad_h0) + row * hidden;
+        const float *own = gates_of(row), *sums = own + 4 * hidden;
+        float *pre = call.grad_pre + at * 4 * hidden, *through = pre + hidden;
+        const float* c = options.holds_c() ? row_not_held(options, row, pre) : call.c + at * hidden;
+        const NormGradient gradient{call.grad_cell + row * gradient_planes(call.cell) * hidden, hidden};
         const float size = static_cast<float>(hidden);
-        const float* c[kNormRows];
-        Moments<1> of_c[kNormRows];
-        Moments<4> of_gates[kNormRows];
-        for (int r = 0; r < count; ++r) {
-            const int64_t row = of[r];
-            const float* sums = gates_of(row) + 4 * hidden;
-            c[r] = options.holds_c() ? row_not_held(options, row, pre_of(row)) : call.c + (t * call.rows + row) * hidden;
-            of_c[r] = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return c[r] + unit; });
-            of_gates[r] = moments<4>(hidden, [&](int gate, int64_t unit) UNROLLED_INLINE_LAMBDA {
-                return sums + gate * hidden + unit;
-            });
-        }
-        Along<1> back_to_c[kNormRows];
-        for (int r = 0; r < count; ++r) back_to_c[r] = {through_c(options, of[r], c[r], of_c[r]), size};
-        Along<4> back[kNormRows];
-        for (int r = 0; r < count; ++r) {
-            back[r] = {through_gates(options, of[r], c[r], of_c[r], back_to_c[r], of_gates[r]), size};
-        }
-        for (int r = 0; r < count; ++r) {
-            const float* sums = gates_of(of[r]) + 4 * hidden;
-            float* pre = pre_of(of[r]);
-            for_each_vector(hidden, [&](int64_t unit, int64_t left, int) UNROLLED_INLINE_LAMBDA {
-#pragma GCC unroll 4
-                for (int gate = 0; gate < 4; ++gate) {
-                    const int64_t k = gate * hidden + unit;
-                    const Vector standard = of_gates[r].standard(gate, load_some(sums + k, left));
-                    const Vector behind = load_some(pre + k, left) * options.gain_at(gate, unit);
-                    const Vector given = cotangent(call.grad_gates, t, of[r], 4 * hidden + k, left);
-                    store_some(pre + k, back[r].through(gate, behind, standard, of_gates[r].factor[gate]) + given, left);
-                }
-            });
-        }
-    }
 
-    float* pre_of(int64_t row) const { return call.grad_pre + (t * call.rows + row) * 4 * call.hidden; }
-    NormGradient gradient_of(int64_t row) const {
-        return {call.grad_cell + row * gradient_planes(call.cell) * call.hidden, call.hidden};
-    }
-
-    // From what reaches a row's h to the gradient of the normed c, and its sums along that.
-    UNROLLED_INLINE RowSums<2> through_c(const Options<kHas>& options, int64_t row, const float* c,
-                                         const Moments<1>& of_c) const {
-        const int64_t hidden = call.hidden;
-        const float *own = gates_of(row), *into_h = (projects() ? call.unprojected : call.grad_h0) + row * hidden;
-        float *pre = pre_of(row), *through = pre + hidden;
-        const NormGradient gradient = gradient_of(row);
-        RowSums<2> along;
+        const auto of_c = moments<1>(hidden, [&](int, int64_t unit) UNROLLED_INLINE_LAMBDA { return c + unit; });
+        RowSums<2> along_c;
         for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
             const Vector standard = of_c.standard(0, load_some(c + unit, count));
             const Vector squashed_c = options.squashed(options.normed(4, unit, standard));
@@ -268,19 +229,13 @@ struct BackwardStep {
             gradient.add(4, unit, count, seen, standard);
             store_some(through + unit, seen, count);
             store_some(pre + 3 * hidden + unit, output_gate(options, row, unit, dh * squashed_c, o), count);
-            along.add(0, v, seen * options.gain_at(4, unit), standard);
+            along_c.add(0, v, seen * options.gain_at(4, unit), standard);
         });
-        return along;
-    }
+        const Along<1> back_to_c(along_c, size);
 
-    // On to the gradients behind a row's gates, and their sums along the normed sums.
-    UNROLLED_INLINE RowSums<8> through_gates(const Options<kHas>& options, int64_t row, const float* c,
-                                             const Moments<1>& of_c, const Along<1>& back_to_c,
-                                             const Moments<4>& of_gates) const {
-        const int64_t hidden = call.hidden;
-        const float* sums = gates_of(row) + 4 * hidden;
-        float *pre = pre_of(row), *through = pre + hidden;
-        const NormGradient gradient = gradient_of(row);
+        const auto of_gates = moments<4>(hidden, [&](int gate, int64_t unit) UNROLLED_INLINE_LAMBDA {
+            return sums + gate * hidden + unit;
+        });
         RowSums<8> along;
         for_each_vector(hidden, [&](int64_t unit, int64_t count, int v) UNROLLED_INLINE_LAMBDA {
             const Masks masks = options.masks(row, t, unit);
@@ -299,7 +254,17 @@ struct BackwardStep {
             }
             if (options.peephole()) add_peephole(row, unit, found, c_now);
         });
-        return along;
+        const Along<4> back(along, size);
+        for_each_vector(hidden, [&](int64_t unit, int64_t count, int) UNROLLED_INLINE_LAMBDA {
+#pragma GCC unroll 4
+            for (int gate = 0; gate < 4; ++gate) {
+                const int64_t k = gate * hidden + unit;
+                const Vector standard = of_gates.standard(gate, load_some(sums + k, count));
+                const Vector behind = load_some(pre + k, count) * options.gain_at(gate, unit);
+                const Vector given = cotangent(call.grad_gates, t, row, 4 * hidden + k, count);
+                store_some(pre + k, back.through(gate, behind, standard, of_gates.factor[gate]) + given, count);
+            }
+        });
     }
 };
 

@@ -198,26 +198,20 @@ inline void clear_ended(const UnrolledForward& call, int64_t t, int64_t row, int
     for (int64_t k = 0; k < all; ++k) std::memset(call.gates + (at * all + k) * hidden + begin, 0, bytes);
 }
 
-// Calls run(rows, count) for the rows that have not ended, `kNormRows` at most at a time.
-template <typename Call, typename Run>
-UNROLLED_INLINE void for_some_rows(const Call& call, int64_t t, Range rows, const Run& run) {
-    int64_t live[kNormRows];
-    int count = 0;
-    for (int64_t row = rows.begin; row < rows.end; ++row) {
-        if (!ended(call, t, row)) live[count++] = row;
-        if (count == kNormRows || row + 1 == rows.end) {
-            run(live, count);
-            count = 0;
-        }
-    }
-}
-
 // The cells of whole rows, behind the step's sums.
 template <unsigned kHas>
 void normed_step(const ForwardTask& task, int64_t t, Range rows) {
     const UnrolledForward& call = task.call;
     const ForwardStep<kHas> step{call, task.packed, task.zeros, t, 0, 0, nullptr};
-    for_some_rows(call, t, rows, [&](const int64_t* live, int count) { step.normed(live, count); });
+    int64_t live[kNormRows];
+    int count = 0;
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+        if (!ended(call, t, row)) live[count++] = row;
+        if (count == kNormRows || row + 1 == rows.end) {
+            step.normed(live, count);
+            count = 0;
+        }
+    }
 }
 
 // Behind all cells of these rows.

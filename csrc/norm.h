@@ -114,7 +114,8 @@ struct RowOfStep {
     float *c, *h, *gates;
 };
 
-// Rows that go through a step together: what one waits for, a sum across its lanes or a root, the others fill.
+// Rows that go through a step forward together: what one waits for, a sum across its lanes or a root, the others fill.
+// Backward that takes longer than one row after the other (docs/experiments.md).
 constexpr int kNormRows = 8;
 
 // Some rows, `kNormRows` at most, from their sums on.
@@ -177,8 +178,7 @@ template <int kCount>
 struct Along {
     float mean[kCount], standard[kCount];
 
-    Along() = default;
-    UNROLLED_INLINE Along(const RowSums<2 * kCount>& sums, float size) {
+    Along(const RowSums<2 * kCount>& sums, float size) {
         float totals[2 * kCount];
         sums.totals(totals);
         for (int k = 0; k < kCount; ++k) {
