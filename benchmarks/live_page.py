@@ -18,6 +18,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import time
 
 from page import add_write, provenance, write_section
 
@@ -25,6 +26,8 @@ from page import add_write, provenance, write_section
 PROMISED, PROMISED_HIDDEN = 50.0, 512
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 TEXT = "The seas rose up, and she said: (nothing here) is as it was.\n"
+# Seconds for a key, on a machine that has other work.
+PATIENCE = 60
 # Keys that are not counted: the first ones compile the page's script.
 FIRST = 5
 # In the page: a list of times. Its own handlers run after the key's listener, which captures.
@@ -77,7 +80,10 @@ def typed(url: str, browser: str, keys: int) -> list[float]:
         page.locator("#text-0").focus()
         for key in range(keys + FIRST):
             page.keyboard.type(TEXT[key % len(TEXT)])
+            end = time.monotonic() + PATIENCE
             while page.evaluate("busy || waiting ? 0 : taken.length") != key + 1:
+                if time.monotonic() > end:
+                    sys.exit(f"key {key + 1} was not answered within {PATIENCE} seconds")
                 page.wait_for_timeout(20)
         found: list[float] = page.evaluate("taken")
         chromium.close()
@@ -86,15 +92,14 @@ def typed(url: str, browser: str, keys: int) -> list[float]:
 
 def report(taken: list[float], hidden: int) -> tuple[list[str], bool]:
     """The section's lines, and whether it keeps what it promises."""
-    median, *_ = statistics.quantiles(taken, n=2)
-    ninth = statistics.quantiles(taken, n=10)[-1]
+    median, ninth = statistics.median(taken), statistics.quantiles(taken, n=10)[-1]
     lines = [
         f"Two layers of {hidden}, {len(taken)} keys: median {median:.1f} ms, a tenth of them above {ninth:.1f} ms."
     ]
+    if hidden != PROMISED_HIDDEN:
+        return lines, True
     kept = median < PROMISED
-    if hidden == PROMISED_HIDDEN:
-        lines += ["", f"Under {PROMISED:.0f} ms from key to picture: {'holds' if kept else 'MISSED'}."]
-    return lines, kept or hidden != PROMISED_HIDDEN
+    return [*lines, "", f"Under {PROMISED:.0f} ms from key to picture: {'holds' if kept else 'MISSED'}."], kept
 
 
 def lacking() -> str | None:
